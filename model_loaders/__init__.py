@@ -1,0 +1,1 @@
+"""The engine's models and how files become models. Imports torch, safetensors, transformers and einops; never ComfyUI."""

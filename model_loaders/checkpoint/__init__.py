@@ -1,0 +1,1 @@
+"""Open a file or folder, name what it holds, and stream its tensors under canonical names."""

@@ -1,0 +1,132 @@
+"""What a file holds, told from tensor names and shapes in its header, and the sentence that refuses the wrong one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import KleinError
+from .files import Checkpoint
+from .names import block_count, encoder_prefix, flow_prefix
+
+
+@dataclass(frozen=True)
+class Kind:
+    """role: flow, encoder, vae or other; text: what it is, with its article; advice: what to do with it instead."""
+
+    role: str
+    text: str
+    advice: str
+
+
+LOAD_FLOW = "load it with the Klein Flow Loader"
+LOAD_ENCODER = "load it with the Klein Qwen3 Encoder Loader"
+LOAD_VAE = "load it with the Klein VAE Loader"
+LOAD_LORA = "apply it with a LoRA loader node"
+LOAD_CORE = "load it with ComfyUI's own loaders"
+
+EXPECTED = {
+    "flow": "a FLUX.2 [klein] flow model such as flux-2-klein-9b.safetensors",
+    "encoder": "a Qwen3 text encoder such as qwen_3_8b_fp8mixed.safetensors",
+    "vae": "the FLUX.2 VAE, flux2-vae.safetensors",
+}
+
+# Hidden sizes of the released models: klein-facts, model cards of the Klein family. For names only, never for shapes.
+FLOW_NAMES = {4096: "9B", 3072: "4B"}
+ENCODER_NAMES = {4096: "Qwen3-8B", 2560: "Qwen3-4B"}
+ENCODER_FILES = {4096: "qwen_3_8b_fp8mixed.safetensors", 2560: "qwen_3_4b.safetensors"}
+
+
+def identify(checkpoint: Checkpoint) -> Kind:
+    """The kind of a checkpoint, from names and shapes alone."""
+    names = checkpoint.shapes
+    for kind in (_named, _lora, _flux2, _language_model, _vae, _others):
+        found = kind(checkpoint, names)
+        if found:
+            return found
+    return Kind("other", f"an unknown model (its first tensor is {min(names)})", "choose another file")
+
+
+def require(checkpoint: Checkpoint, role: str) -> Kind:
+    """The kind of a checkpoint that has the wanted role; KleinError in one sentence for any other."""
+    kind = identify(checkpoint)
+    if kind.role != role:
+        raise KleinError(
+            f"{checkpoint.path.name} is {kind.text}, expected {EXPECTED[role]}: {kind.advice} and choose "
+            f"{'another file' if kind.role == 'other' else 'the right file'} here."
+        )
+    return kind
+
+
+def encoder_for(width: int) -> str:
+    """The encoder whose conditioning has this width (three taps of its hidden size), in words."""
+    size = width // 3
+    if size in ENCODER_NAMES:
+        return f"{ENCODER_NAMES[size]} ({ENCODER_FILES[size]})"
+    if size == 5120:
+        return "Mistral 24B (the encoder of FLUX.2 [dev])"
+    return f"a Qwen3 encoder of hidden size {size}"
+
+
+def _named(checkpoint, names):
+    # The tensor names of FLUX 3 are not published: its files are known by name only.
+    if re.search(r"flux[-_.]?3", checkpoint.path.name.lower()):
+        return Kind("other", "a FLUX 3 model by its name, another architecture", LOAD_CORE)
+
+
+def _lora(checkpoint, names):
+    marks = ("lora_A", "lora_B", "lora_up", "lora_down", "lokr_", "loha_", "hada_w", ".diff_b", "oft_blocks")
+    if any(mark in name for name in names for mark in marks):
+        return Kind("lora", "a LoRA", LOAD_LORA)
+
+
+def _flux2(checkpoint, names):
+    prefix = flow_prefix(names)
+    if prefix is None:
+        return None
+    if any(name.startswith(f"{prefix}guidance_in.") or ".guidance_embedder." in name for name in names):
+        return Kind("other", "FLUX.2 [dev], which is not a klein model", LOAD_CORE)
+    hidden = next(
+        (names[f"{prefix}{layer}.weight"][0] for layer in ("img_in", "x_embedder") if f"{prefix}{layer}.weight" in names), 0
+    )
+    size = FLOW_NAMES.get(hidden, f"flow model of hidden size {hidden}")
+    return Kind("flow", f"a FLUX.2 [klein] {size}", LOAD_FLOW)
+
+
+def _language_model(checkpoint, names):
+    prefix = encoder_prefix(names)
+    if prefix is None:
+        return None
+    hidden = names[f"{prefix}embed_tokens.weight"][-1]
+    layers = block_count((name.removeprefix(prefix) for name in names), "layers")
+    if any(".visual." in f".{name}" or "vision" in name for name in names):
+        return Kind("other", "a vision-language model", LOAD_CORE)
+    if not any(name.endswith("self_attn.q_norm.weight") for name in names):
+        family = "Qwen2.5 text encoder" if any(name.endswith("q_proj.bias") for name in names) else "Mistral or Llama text encoder"
+        return Kind("other", f"a {family} (hidden size {hidden})", LOAD_CORE)
+    name = ENCODER_NAMES.get(hidden, "Qwen3")
+    return Kind("encoder", f"the text encoder {name} ({layers} layers, hidden size {hidden})", LOAD_ENCODER)
+
+
+def _vae(checkpoint, names):
+    bare = {name.removeprefix("vae.").removeprefix("first_stage_model.") for name in names}
+    if "decoder.conv_in.weight" not in bare:
+        return None
+    if "bn.running_mean" in bare:
+        return Kind("vae", "the FLUX.2 VAE", LOAD_VAE)
+    return Kind("other", "the VAE of another model", LOAD_CORE)
+
+
+OTHERS = (
+    (("double_blocks.0.img_mod.lin.weight", "transformer_blocks.0.norm1_context.linear.weight"), "a FLUX.1 flow model"),
+    (("input_blocks.0.0.weight", "down_blocks.0.resnets.0.conv1.weight"), "a Stable Diffusion U-Net or checkpoint"),
+    (("joint_blocks.0.context_block.attn.qkv.weight",), "a Stable Diffusion 3 model"),
+    (("encoder.block.0.layer.0.SelfAttention.q.weight",), "a T5 text encoder"),
+    (("text_model.encoder.layers.0.self_attn.q_proj.weight",), "a CLIP text encoder"),
+)
+
+
+def _others(checkpoint, names):
+    for ends, text in OTHERS:
+        if any(name.endswith(ends) for name in names):
+            return Kind("other", text, LOAD_CORE)

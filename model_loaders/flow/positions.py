@@ -1,0 +1,81 @@
+"""Positions of tokens and rotary embedding: four axes (t, h, w, l), theta 2000.
+
+Text token i sits at (0, 0, 0, i), image token at (0, row, column, 0), reference k = 0, 1, ... at (10 (k + 1), row,
+column, 0). Source: Black Forest Labs' flux2, sampling.py (`prc_img`, `prc_txt`, scale 10); model.py for theta.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+THETA = 2000
+REFERENCE_STEP = 10
+
+Box = tuple[int, int]  # height and width in tokens
+
+
+def text_ids(tokens: int, device=None) -> Tensor:
+    """(1, tokens, 4) float32."""
+    ids = torch.zeros(1, tokens, 4, device=device)
+    ids[..., 3] = torch.arange(tokens, device=device)
+    return ids
+
+
+def image_ids(box: Box, t: float = 0, origin: tuple[float, float] = (0, 0), scale: tuple[float, float] = (1, 1), device=None) -> Tensor:
+    """(1, height*width, 4) float32, row by row, from `origin` in steps of `scale` (y, x)."""
+    height, width = box
+    ids = torch.zeros(height, width, 4, device=device)
+    ids[..., 0] = t
+    ids[..., 1] = (origin[0] + scale[0] * torch.arange(height, device=device))[:, None]
+    ids[..., 2] = (origin[1] + scale[1] * torch.arange(width, device=device))[None, :]
+    return rearrange(ids, "h w axes -> 1 (h w) axes")
+
+
+def canvas_ids(box: Box, rope_options: dict | None = None, device=None) -> Tensor:
+    """Ids of the image being made; `rope_options` are ComfyUI's (scale_x, scale_y, shift_x, shift_y, shift_t)."""
+    options = rope_options or {}
+    origin = (options.get("shift_y", 0.0), options.get("shift_x", 0.0))
+    scale = (options.get("scale_y", 1.0), options.get("scale_x", 1.0))
+    return image_ids(box, options.get("shift_t", 0.0), origin, scale, device)
+
+
+def reference_ids(boxes: list[Box], canvas: Box, method: str, device=None) -> list[Tensor]:
+    """Ids of each reference. `method` is ComfyUI's reference_latents_method: `index` (Klein's own, one step of t
+    a reference), `index_timestep_zero` (the same places), `offset` (side by side at t = 1) or `uxo` (diagonal)."""
+    ids, height, width = [], 0, 0
+    for number, (h, w) in enumerate(boxes):
+        if method in ("index", "index_timestep_zero"):
+            t, origin = REFERENCE_STEP * (number + 1), (0, 0)
+        elif method == "uxo":
+            t, origin = 0, (canvas[0] + height, canvas[1] + width)
+            height, width = height + h, width + w
+        else:
+            t, origin = 1, (0, width) if h + height > w + width else (height, 0)
+            height, width = max(height, h + origin[0]), max(width, w + origin[1])
+        ids.append(image_ids((h, w), t, origin, device=device))
+    return ids
+
+
+def rotations(ids: Tensor, axes_dim: tuple[int, ...], theta: int = THETA) -> Tensor:
+    """ids (B, N, axes) -> (B, 1, N, sum(axes_dim)/2, 2, 2) float32: one rotation matrix a pair of features.
+
+    Angles are taken in float64 (positions times frequencies lose digits in float32); MPS has no float64, so there
+    they are taken on the CPU.
+    """
+    places = ids.cpu() if ids.device.type in ("mps", "xpu", "privateuseone") else ids
+    angles = []
+    for axis, dim in enumerate(axes_dim):
+        frequency = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=places.device) / dim)
+        angles.append(places[..., axis, None].double() * frequency)
+    angle = torch.cat(angles, dim=-1)
+    matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1).float().to(ids.device)
+    return rearrange(matrix, "b n pair (row column) -> b 1 n pair row column", row=2)
+
+
+def rotate(x: Tensor, pe: Tensor) -> Tensor:
+    """Rotate interleaved pairs of features: x (B, heads, N, head), pe from `rotations`; returns x's shape and dtype."""
+    pairs = rearrange(x.to(pe.dtype), "b heads n (pair column) -> b heads n pair 1 column", column=2)
+    turned = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
+    return rearrange(turned, "b heads n pair row -> b heads n (pair row)").to(x.dtype)

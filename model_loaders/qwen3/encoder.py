@@ -1,0 +1,137 @@
+"""The Qwen3 layers that FLUX.2 [klein] reads: the embedding and the first 27, on transformers' own modules.
+
+What the flow model sees is the output of layers 9, 18 and 27 side by side (diffusers, Flux2KleinPipeline:
+hidden_states_layers). Later layers, the last norm and the head are neither built nor read nor run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+from ..checkpoint.files import open_checkpoint
+from ..checkpoint.identify import require
+from ..checkpoint.names import Plan, block_count, encoder_plan, encoder_prefix
+from ..errors import KleinError
+
+TAPS = (9, 18, 27)
+EPS, ROPE_THETA = 1e-6, 1e6  # Qwen3's config.json
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_hidden: int
+    vocabulary: int
+    layers: int = max(TAPS)
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """An encoder's file after its header has been read and found whole."""
+
+    plan: Plan
+    sizes: EncoderSizes
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights that are not quantised."""
+        return self.plan.dtype("embed_tokens")
+
+
+def read_encoder(path: str | Path) -> EncoderFile:
+    """Open a file or Hugging Face folder and refuse, in one sentence (KleinError), all that is not a Qwen3 encoder."""
+    checkpoint = open_checkpoint(path, subfolder="text_encoder")
+    require(checkpoint, "encoder")
+    prefix = encoder_prefix(checkpoint.shapes)
+    layers = block_count((name.removeprefix(prefix) for name in checkpoint.shapes), "layers")
+    if layers < max(TAPS):
+        raise KleinError(
+            f"{checkpoint.path.name} has {layers} layers, expected {max(TAPS)} or more (FLUX.2 [klein] reads layers "
+            f"{', '.join(map(str, TAPS))}): load the full Qwen3-8B or Qwen3-4B."
+        )
+    plan = encoder_plan(checkpoint, max(TAPS))
+    return EncoderFile(plan, _sizes(plan), Path(path).name)
+
+
+def _sizes(plan: Plan) -> EncoderSizes:
+    shapes = plan.shapes
+    vocabulary, hidden = shapes["embed_tokens.weight"]
+    head = shapes["layers.0.self_attn.q_norm.weight"][0]
+    q, k = (shapes[f"layers.0.self_attn.{part}_proj.weight"][0] for part in "qk")
+    sizes = EncoderSizes(hidden, q // head, k // head, head, shapes["layers.0.mlp.gate_proj.weight"][0], vocabulary)
+    expected = {name: tuple(p.shape) for name, p in Qwen3Encoder(sizes, device="meta").model.state_dict().items()}
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            raise KleinError(
+                f"{name} in {plan.checkpoint.path.name} has shape {list(shape)}, expected {list(expected[name])} for hidden "
+                f"size {hidden}: the file mixes two models, download it again."
+            )
+    return sizes
+
+
+class Qwen3Encoder(nn.Module):
+    """ids, mask (B, L) int64 -> (B, L, 3*hidden) in `compute_dtype`, the dtype of the activations."""
+
+    def __init__(self, sizes: EncoderSizes, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.sizes = sizes
+        self.compute_dtype = dtype or torch.float32
+        config = Qwen3Config(
+            hidden_size=sizes.hidden_size,
+            num_attention_heads=sizes.num_heads,
+            num_key_value_heads=sizes.num_kv_heads,
+            head_dim=sizes.head_dim,
+            intermediate_size=sizes.mlp_hidden,
+            vocab_size=sizes.vocabulary,
+            num_hidden_layers=sizes.layers,
+            rms_norm_eps=EPS,
+            rope_theta=ROPE_THETA,
+            max_position_embeddings=40960,
+            attn_implementation="sdpa",
+        )
+        with torch.device("meta"):
+            self.model = Qwen3Model(config)
+        _use_operations(self.model, operations, dtype, device)
+        self.model.norm = nn.Identity()  # its weight belongs to layer 36; the tap at 27 is before any norm
+        self.model.rotary_emb = Qwen3RotaryEmbedding(config)  # its buffer is computed, not loaded: not on meta
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        embedded = self.model.embed_tokens(ids).to(self.compute_dtype)
+        states = self.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        return torch.cat([states.hidden_states[tap] for tap in TAPS], dim=-1)
+
+
+def _use_operations(model: nn.Module, operations, dtype, device) -> None:
+    """Replace transformers' layers that hold weights by those of the namespace, so that a host can cast, offload,
+    quantise and patch them."""
+    where = dict(dtype=dtype, device=device)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            new = operations.Linear(module.in_features, module.out_features, bias=module.bias is not None, **where)
+        elif isinstance(module, Qwen3RMSNorm):
+            new = operations.RMSNorm(module.weight.shape[0], eps=module.variance_epsilon, **where)
+        elif isinstance(module, nn.Embedding):
+            new = operations.Embedding(module.num_embeddings, module.embedding_dim, **where)
+        else:
+            continue
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)
+
+
+def load_encoder(path: str | Path, operations=nn, dtype: torch.dtype | None = None) -> Qwen3Encoder:
+    """An encoder outside a host, in one dtype (the file's own unless given). fp8 layers need a host."""
+    file = read_encoder(path)
+    dtype = dtype or file.dtype
+    encoder = Qwen3Encoder(file.sizes, operations, dtype=dtype, device="meta").requires_grad_(False)
+    encoder.model.load_state_dict({name: tensor.to(dtype) for name, tensor in file.plan.tensors()}, assign=True)
+    return encoder.eval()
