@@ -90,11 +90,16 @@ class Plan:
             scales = {which: self._scale(sources, which) for which in ("weight_scale", "input_scale")}
             if layer not in self.quantised and scales["weight_scale"] is not None:
                 weight, scales = (weight.float() * scales["weight_scale"]).to(weight.dtype), {}
+            elif layer in self.quantised and scales["weight_scale"] is None:
+                raise KleinError(
+                    f"{self.checkpoint.path.name} lacks the scale of its fp8 layer {layer}: it is incomplete, download it again."
+                )
             yield f"{layer}.weight", weight
             yield from ((f"{layer}.{which}", scale) for which, scale in scales.items() if scale is not None)
 
     def _scale(self, sources: list[str], which: str) -> torch.Tensor | None:
-        names = [scale_name(self.checkpoint, source, which) for source in sources]
+        layers = [self.names[source].removesuffix(".weight") for source in sources]
+        names = [scale_name(self.checkpoint, layer, which) for layer in layers]
         if names[0] is None:
             return None
         if len(names) > 1:
@@ -150,7 +155,7 @@ def encoder_plan(checkpoint: Checkpoint, layers: int) -> Plan:
 
 def block_count(names, stack: str) -> int:
     """How many blocks `stack.0`, `stack.1`, ... the names speak of: the highest number plus one."""
-    return max((int(match[1]) + 1 for name in names if (match := re.match(rf"{stack}\.(\d+)\.", name))), default=0)
+    return max((int(match[1]) + 1 for name in names if (match := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))), default=0)
 
 
 def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, str]:

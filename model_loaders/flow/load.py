@@ -38,7 +38,7 @@ class FlowFile:
                 yield name, tensor
             elif dtype.itemsize > 1:
                 yield name, tensor.to(dtype)
-            elif is_block_matrix(layer, tensor):
+            elif is_block_matrix(name, tensor.shape):
                 weight, scale = quantise(tensor, dtype)
                 yield name, weight
                 yield f"{layer}.weight_scale", scale
@@ -63,6 +63,6 @@ def load_flow(path: str | Path, operations=nn, attention=sdpa, dtype: torch.dtyp
     return flow.eval()
 
 
-def is_block_matrix(layer: str, tensor: torch.Tensor) -> bool:
+def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is one of those that Black Forest Labs' fp8 files quantise: the matrices of the blocks."""
-    return tensor.ndim == 2 and layer.startswith(("double_blocks.", "single_blocks."))
+    return len(shape) == 2 and name.startswith(("double_blocks.", "single_blocks."))

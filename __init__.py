@@ -1,0 +1,25 @@
+"""ComfyUI nodes for FLUX.2 [klein] 9B and 4B."""
+
+from comfy_api.latest import ComfyExtension
+
+from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
+from .nodes.prompt import KleinPrompt
+from .nodes.sampling import KleinDistilledSampler, KleinSchedule
+
+WEB_DIRECTORY = "./web"
+
+
+class KleinExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [
+            KleinFlowLoader,
+            KleinQwen3EncoderLoader,
+            KleinVAELoader,
+            KleinPrompt,
+            KleinDistilledSampler,
+            KleinSchedule,
+        ]
+
+
+async def comfy_entrypoint() -> KleinExtension:
+    return KleinExtension()

@@ -1,0 +1,141 @@
+"""The engine's Qwen3 encoder as ComfyUI's CLIP."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.sd
+import comfy.text_encoders
+import torch
+
+from ...model_loaders.checkpoint.identify import ENCODER_NAMES
+from ...model_loaders.errors import KleinError
+from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
+from ...model_loaders.qwen3.prompt import LENGTH, PAD, cut, load_tokenizer, tokenize, window
+from .operations import native_tensors, operations
+
+BUNDLED = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"  # the same byte pairs as Qwen3's
+
+
+def load_clip(path: Path, device: str = "default"):
+    """A CLIP from a file or Hugging Face folder. Raises KleinError before any weight is read when it is not Qwen3."""
+    file = read_encoder(path)
+    tokenizer = KleinTokenizer(load_tokenizer(tokenizer_folder(path)), clip_name(file))
+    if tokenizer.size > file.sizes.vocabulary:
+        raise KleinError(
+            f"The tokenizer for {file.name} has {tokenizer.size} tokens but the encoder embeds {file.sizes.vocabulary}: put "
+            f"the tokenizer folder of that encoder beside it."
+        )
+    cpu = torch.device("cpu")
+    load_device = cpu if device == "cpu" else comfy.model_management.text_encoder_device()
+    offload_device = cpu if device == "cpu" else comfy.model_management.text_encoder_offload_device()
+    compute_dtype = activations(file.dtype, load_device)
+
+    def build(**_):
+        return HostedEncoder(file, tokenizer.pad, load_device, compute_dtype)
+
+    target = SimpleNamespace(params={}, clip=build, tokenizer=lambda **_: tokenizer)
+    options = {"load_device": load_device, "offload_device": offload_device, "initial_device": offload_device, "dtype": file.dtype}
+    clip = comfy.sd.CLIP(target, model_options=options)
+    logging.info(f"Klein encoder {file.name}: {len(file.plan.sources)} layers read, {len(file.plan.unused)} left in the file")
+    return clip
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """The tokenizer of a checkpoint's own folder (its pipeline's `tokenizer/`, or beside the weights), else the host's."""
+    folder = path if path.is_dir() else path.parent
+    for candidate in (folder / "tokenizer", folder.parent / "tokenizer", folder):
+        if (candidate / "tokenizer.json").is_file() or (candidate / "merges.txt").is_file():
+            return candidate
+    if BUNDLED.is_dir():
+        return BUNDLED
+    raise KleinError(
+        f"No tokenizer was found for {path.name}, neither beside it nor in ComfyUI: put the folder tokenizer/ of "
+        f"FLUX.2-klein-9B (tokenizer.json) beside it."
+    )
+
+
+def activations(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of activations: never float16, in which Qwen3's residual stream overflows."""
+    if dtype == torch.float32 or not comfy.model_management.should_use_bf16(device):
+        return torch.float32
+    return torch.bfloat16
+
+
+def clip_name(file: EncoderFile) -> str:
+    """The host's key for the tokens of this encoder."""
+    return ENCODER_NAMES.get(file.sizes.hidden_size, "qwen3").lower().replace("-", "_")
+
+
+class HostedEncoder(torch.nn.Module):
+    """What the host's CLIP drives: tokens in its form in, (B, 512, 3*hidden) out. Weights lie at
+    `<clip name>.transformer.model.*`, as in the host's own encoders, so that LoRA keys fit."""
+
+    def __init__(self, file: EncoderFile, pad: int, load_device: torch.device, compute_dtype: torch.dtype):
+        super().__init__()
+        layers = operations(file.plan.quantised, file.dtype, compute_dtype, load_device, exact=True)
+        encoder = Qwen3Encoder(file.sizes, layers, dtype=file.dtype, device=None if file.plan.quantised else "meta")
+        encoder.compute_dtype = compute_dtype
+        encoder.requires_grad_(False)
+        encoder.model.load_state_dict(native_tensors(file.plan.tensors(), file.plan.quantised), assign=True)
+        self.clip_name = clip_name(file)
+        self.pad = pad
+        self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))
+        self.load_device = load_device
+        self.dtypes = {file.dtype}
+
+    def set_clip_options(self, options: dict) -> None:
+        self.load_device = options.get("execution_device") or self.load_device
+
+    def reset_clip_options(self) -> None:
+        """Layers and pooling of other encoders: nothing of klein's can be set."""
+
+    def encode_token_weights(self, tokens: dict):
+        batch = [[token[0] for token in row] for row in tokens[self.clip_name]]
+        lost = max(cut(len(row)) for row in batch)
+        if lost:
+            logging.warning(f"The prompt is {lost} tokens longer than the {LENGTH} that klein reads: its end was cut off.")
+        ids, mask = (part.to(self.load_device) for part in window(batch, self.pad))
+        encoder = self.get_submodule(self.clip_name)["transformer"]
+        return encoder(ids, mask).float().to(comfy.model_management.intermediate_device()), None
+
+
+class KleinTokenizer:
+    """Prompts to tokens in the host's form: {clip name: [[(id, weight 1.0), ...]]}, uncut; weights have no meaning to
+    klein and are read as text."""
+
+    def __init__(self, tokenizer, name: str):
+        self.tokenizer = tokenizer
+        self.name = name
+        self.pad = tokenizer.token_to_id(PAD)
+        self.size = tokenizer.get_vocab_size()
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> dict:
+        ids = tokenize(self.tokenizer, text)
+        row = [(token, 1.0, place) for place, token in enumerate(ids)] if return_word_ids else [(token, 1.0) for token in ids]
+        return {self.name: [row]}
+
+    def untokenize(self, token_weight_pairs):
+        return [(pair, self.tokenizer.id_to_token(pair[0])) for pair in token_weight_pairs]
+
+    def decode(self, token_ids, skip_special_tokens=True):
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+def encode_prompt(clip, text: str) -> tuple[list, str]:
+    """CONDITIONING of a prompt with any CLIP, and one line on its tokens. The prompt's text travels with it."""
+    tokens = clip.tokenize(text)
+    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict={"klein": {"prompt": text}})
+    counts = [sum(len(row) for row in rows) for rows in tokens.values()]
+    used = max(counts, default=0)
+    if not isinstance(clip.tokenizer, KleinTokenizer):
+        return conditioning, f"{used} tokens (counted by ComfyUI's own encoder)"
+    if cut(used):
+        return conditioning, f"{used} tokens: the last {cut(used)} lie beyond the {LENGTH} that klein reads and were cut off"
+    return conditioning, f"{used} of {LENGTH} tokens, nothing was cut"

@@ -1,0 +1,156 @@
+"""The engine's flow transformer as ComfyUI's MODEL: a FLUX.2 model of the host with our transformer inside."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.supported_models
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ...model_loaders.checkpoint.identify import encoder_for
+from ...model_loaders.errors import KleinError
+from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
+from ...model_loaders.flow.model import Flow
+from ...model_loaders.flow.sizes import FlowSizes
+from .operations import native_tensors, operations
+from .versions import new_patcher
+
+VARIANTS = ("auto", "distilled", "base", "kv")
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+DEV_HIDDEN = 6144  # the hidden size of FLUX.2 [dev], for which the host's memory estimate was tuned
+
+
+def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto"):
+    """A MODEL from a file or folder. Raises KleinError before any weight is read when the file is not a klein flow."""
+    file = read_flow(path)
+    model = _build(file, WEIGHT_DTYPES[weight_dtype])
+    model.klein_variant = variant_of(file.name) if variant == "auto" else variant
+    device = comfy.model_management.get_torch_device()
+    patcher = new_patcher(model, device, comfy.model_management.unet_offload_device())
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, variant))
+    logging.info(f"Klein flow model {file.name}: hidden {file.sizes.hidden_size}, variant {model.klein_variant}")
+    return patcher
+
+
+def variant_of(name: str) -> str:
+    """distilled, base or kv, by the words of a file's name (nothing in the weights tells)."""
+    words = re.split(r"[-_. ]", name.lower())
+    return "base" if "base" in words else "kv" if "kv" in words else "distilled"
+
+
+def _build(file: FlowFile, weight_dtype: torch.dtype | None) -> KleinModel:
+    device = comfy.model_management.get_torch_device()
+    dtype = weight_dtype or file.dtype
+    quantised = dict(file.plan.quantised)
+    if dtype == torch.float8_e4m3fn and file.dtype.itemsize > 1:
+        matrices = [name for name, shape in file.plan.shapes.items() if is_block_matrix(name, shape)]
+        quantised |= {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in matrices}
+        dtype = file.dtype
+    config = comfy.supported_models.Flux2(
+        {
+            "image_model": "flux2",
+            "in_channels": file.sizes.in_channels,
+            "out_channels": file.sizes.in_channels,
+            "context_in_dim": file.sizes.context_in_dim,
+            "hidden_size": file.sizes.hidden_size,
+            "num_heads": file.sizes.num_heads,
+            "mlp_hidden": file.sizes.mlp_hidden,
+            "depth": file.sizes.depth,
+            "depth_single_blocks": file.sizes.depth_single_blocks,
+        }
+    )
+    supported = config.supported_inference_dtypes
+    compute_dtype = comfy.model_management.unet_manual_cast(None if quantised else dtype, device, supported)
+    config.set_inference_dtype(dtype, compute_dtype)
+    config.custom_operations = operations(quantised, dtype, compute_dtype, device)
+    # Layers that read their own fp8 weights put them on the device they were built for: that cannot be meta.
+    model = KleinModel(config, device=None if quantised else "meta")
+    model.diffusion_model.requires_grad_(False)
+    model.diffusion_model.load_state_dict(native_tensors(file.tensors(weight_dtype), quantised), assign=True)
+    model.device = comfy.model_management.unet_offload_device()
+    return model.to(model.device)
+
+
+class HostedFlow(Flow):
+    """Built and called the way the host builds and calls its own FLUX.2 transformer."""
+
+    patch_size = 1
+
+    def __init__(self, dtype=None, device=None, operations=None, **config):
+        sizes = FlowSizes(**{name: config[name] for name in FlowSizes.__dataclass_fields__})
+        super().__init__(sizes, operations, host_attention, dtype=dtype, device=device)
+
+    def forward(self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs):
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
+
+    def _forward(self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs):
+        return super().forward(
+            x,
+            timestep,
+            context,
+            ref_latents=ref_latents,
+            ref_latents_method=kwargs.get("ref_latents_method"),
+            control=control,
+            attention_mask=kwargs.get("attention_mask"),
+            transformer_options=transformer_options,
+        )
+
+
+def host_attention(q, k, v, mask=None, transformer_options={}):
+    """The attention kernel that the user chose for ComfyUI."""
+    return optimized_attention(q, k, v, q.shape[1], mask=mask, skip_reshape=True, transformer_options=transformer_options)
+
+
+class KleinModel(comfy.model_base.Flux2):
+    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv."""
+
+    def __init__(self, model_config, device=None):
+        comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
+        self.memory_usage_factor *= self.diffusion_model.sizes.hidden_size / DEV_HIDDEN
+
+    def encode_adm(self, **kwargs):
+        return None  # klein has no pooled text vector, whatever a conditioning carries
+
+    def extra_conds(self, **kwargs):
+        check_text_width(self, kwargs["cross_attn"])
+        out = super().extra_conds(**kwargs)
+        # The host pads short texts on the left, as FLUX.2 [dev] wants them; klein sees what the encoder gave.
+        out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
+        return out
+
+    def extra_conds_shapes(self, **kwargs):
+        references = kwargs.get("reference_latents") or []
+        channels = self.diffusion_model.sizes.in_channels
+        if not references:
+            return {}
+        return {"ref_latents": [1, channels, sum(math.prod(latent.shape) for latent in references) // channels]}
+
+
+def check_text_width(model: KleinModel, text: torch.Tensor) -> None:
+    """KleinError when the text (B, L, width) was made by an encoder for another model."""
+    expected = model.diffusion_model.sizes.context_in_dim
+    found = text.shape[-1]
+    if found != expected:
+        raise KleinError(
+            f"The conditioning is {found} wide, made by {encoder_for(found)}, but this flow model expects {expected}: "
+            f"load {encoder_for(expected)} in the encoder loader."
+        )

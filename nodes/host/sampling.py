@@ -1,0 +1,87 @@
+"""Sampling through the host's guider, so that previews, progress, interrupts, hooks and masks are the host's own."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from ...model_loaders.errors import KleinError
+from ...samplers.euler import sample_euler
+from ...samplers.schedule import last_part, sigmas as official_sigmas
+from .flow import KleinModel, check_text_width
+
+CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
+
+
+def sample(model, positive, negative, latent: dict, seed: int, steps: int, cfg: float, denoise: float, schedule: str, sigmas=None) -> dict:
+    """LATENT from noise and conditioning; `noise_mask` and `batch_index` of the latent are honoured. KleinError for a
+    latent, conditioning or cfg that cannot be sampled, before anything is moved to the GPU."""
+    samples = latent["samples"]
+    tokens = latent_tokens(latent)
+    if cfg > 1 and negative is None:
+        raise KleinError(f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1.")
+    for conditioning in (positive, negative or []):
+        for text, _ in conditioning:
+            _check(model, text)
+    if sigmas is None:
+        sigmas = make_sigmas(steps, tokens, schedule, denoise)
+    _advise(model, len(sigmas) - 1, cfg)
+
+    guider = comfy.samplers.CFGGuider(model)
+    # At cfg 1 the negative is left out altogether: nothing of it is prepared or computed.
+    guider.inner_set_conds({"positive": positive, "negative": negative} if cfg > 1 else {"positive": positive})
+    guider.set_cfg(cfg)
+    out = guider.sample(
+        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
+        samples,
+        comfy.samplers.KSAMPLER(sample_euler),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return {**latent, "samples": out.to(samples.device)}
+
+
+def make_sigmas(steps: int, tokens: int, schedule: str, denoise: float) -> torch.Tensor:
+    """(n + 1,) float32; with denoise below 1 the last part of the schedule of `steps` steps, and a line in the log."""
+    sigmas = last_part(official_sigmas(steps, tokens, schedule), denoise)
+    if denoise < 1:
+        logging.info(f"Klein: denoise {denoise:g} runs the last {len(sigmas) - 1} of {steps} steps")
+    return sigmas
+
+
+def latent_tokens(latent: dict) -> int:
+    """Image tokens of a FLUX.2 latent (B, 128, H/16, W/16); KleinError for the latent of another model."""
+    shape = latent["samples"].shape
+    if len(shape) != 4 or shape[1] != CHANNELS:
+        raise KleinError(
+            f"The latent has shape {list(shape)}, expected [batch, {CHANNELS}, height/16, width/16]: use Empty Flux 2 "
+            f"Latent, or encode the image with the FLUX.2 VAE."
+        )
+    return shape[2] * shape[3]
+
+
+def pixel_tokens(width: int, height: int) -> int:
+    """Image tokens of an image of this size in pixels."""
+    return (width // 16) * (height // 16)
+
+
+def _check(model, text: torch.Tensor) -> None:
+    if isinstance(model.model, KleinModel):
+        check_text_width(model.model, text)
+
+
+def _advise(model, steps: int, cfg: float) -> None:
+    """Steps and cfg belong to the variant: say so when they do not fit."""
+    variant = getattr(model.model, "klein_variant", None)
+    if variant == "base" and (steps < 10 or cfg == 1):
+        logging.warning(f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}.")
+    if variant in ("distilled", "kv") and cfg > 1:
+        logging.warning(f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours.")

