@@ -14,7 +14,7 @@ FLOW = dict(hidden=256, heads=2, context=192, mlp=768, depth=1, single=2)
 ENCODER = dict(hidden=64, heads=4, kv_heads=2, head=32, mlp=128, layers=28, vocabulary=151936)
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}"
 )
 
 

@@ -1,0 +1,137 @@
+"""The flow transformer against diffusers' Flux2Transformer2DModel with the same weights, float32 on the CPU.
+
+Tolerance 1e-5 relative: both sum the same products in float32, in another order; what is seen is about 3e-7.
+"""
+
+import pytest
+import torch
+from environment import small
+from model_loaders.flow.load import load_flow, read_flow
+from model_loaders.flow.model import Flow
+from model_loaders.flow.sizes import FlowSizes
+
+SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=3)
+TOLERANCE = 1e-5
+REFERENCES = {0: [], 1: [(6, 4)], 3: [(6, 4), (3, 9), (1, 1)]}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return small.flow_state(seed=1, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def oracle(state):
+    return small.flow_oracle(state)
+
+
+@pytest.fixture(scope="module")
+def flow(state, tmp_path_factory):
+    return load_flow(small.save(state, tmp_path_factory.mktemp("flow") / "flow.safetensors"))
+
+
+def inputs(batch, size, references, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x = noise(batch, 128, *size)
+    context = noise(batch, 512, SIZES["context"])
+    t = torch.linspace(0.9, 0.3, batch)
+    return x, t, context, [noise(1, 128, *box) for box in references]
+
+
+def oracle_velocity(oracle, x, t, context, references):
+    batch, channels, height, width = x.shape
+    latents = [x, *(reference.expand(batch, -1, -1, -1) for reference in references)]
+    ids = [
+        torch.cartesian_prod(torch.tensor([10 * k]), *(torch.arange(n) for n in latent.shape[-2:]), torch.tensor([0]))
+        for k, latent in enumerate(latents)
+    ]
+    zero = torch.tensor([0])
+    velocity = oracle(
+        hidden_states=torch.cat([latent.flatten(2).transpose(1, 2) for latent in latents], dim=1),
+        timestep=t,
+        encoder_hidden_states=context,
+        img_ids=torch.cat(ids),
+        txt_ids=torch.cartesian_prod(zero, zero, zero, torch.arange(context.shape[1])),
+        return_dict=False,
+    )[0]
+    return velocity[:, : height * width].transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def relative(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("count", REFERENCES)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(5, 7), (8, 8), (1, 13)])
+@torch.no_grad()
+def test_velocity_is_that_of_diffusers(flow, oracle, size, batch, count):
+    x, t, context, references = inputs(batch, size, REFERENCES[count])
+    assert relative(flow(x, t, context, references), oracle_velocity(oracle, x, t, context, references)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_reference_of_each_image_of_the_batch_is_its_own(flow, oracle):
+    x, t, context, _ = inputs(2, (4, 4), [])
+    reference = torch.randn(2, 128, 3, 5, generator=torch.Generator().manual_seed(5))
+    assert relative(flow(x, t, context, [reference]), oracle_velocity(oracle, x, t, context, [reference])) < TOLERANCE
+
+
+@torch.no_grad()
+def test_the_order_of_references_matters(flow):
+    x, t, context, references = inputs(1, (4, 4), [(3, 3), (3, 3)])
+    assert relative(flow(x, t, context, references[::-1]), flow(x, t, context, references)) > 1e-3
+
+
+@torch.no_grad()
+def test_all_layouts_and_prefixes_load_as_bit_equal_models(state, oracle, flow, tmp_path):
+    oracle.save_pretrained(tmp_path / "pipeline/transformer", max_shard_size="2MB")
+    assert len(list((tmp_path / "pipeline/transformer").glob("*.safetensors"))) > 1
+    oracle.save_pretrained(tmp_path / "whole")
+    paths = [tmp_path / "pipeline", tmp_path / "pipeline/transformer", tmp_path / "whole"]
+    for prefix in ("model.diffusion_model.", "diffusion_model.", "transformer."):
+        named = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+        paths.append(small.save(named, tmp_path / f"{prefix}safetensors"))
+    as_weight = {name.replace("norm.scale", "norm.weight"): tensor for name, tensor in state.items()}
+    paths.append(small.save(as_weight, tmp_path / "norms.safetensors"))
+    diffusers = {f"transformer.{name}": tensor for name, tensor in oracle.state_dict().items()}
+    paths.append(small.save(diffusers, tmp_path / "prefixed-diffusers.safetensors"))
+    want = flow.state_dict()
+    for path in paths:
+        got = load_flow(path).state_dict()
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[name], want[name]) for name in want), path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_dtype_of_the_file_is_kept_and_tensors_are_mapped_not_copied(state, tmp_path, dtype):
+    path = small.save({name: tensor.to(dtype) for name, tensor in state.items()}, tmp_path / "flow.safetensors")
+    flow = load_flow(path)
+    assert {p.dtype for p in flow.parameters()} == {dtype}
+    maps = [line.split() for line in open("/proc/self/maps") if str(path) in line]
+    assert maps, "the file is not mapped"
+    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
+    inside = [any(low <= p.data_ptr() < high for low, high in spans) for p in flow.parameters()]
+    assert all(inside)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "parameters"),
+    [
+        ("9B", FlowSizes(128, 12288, 4096, 32, 12288, 8, 24), 9_078_581_248),
+        ("4B", FlowSizes(128, 7680, 3072, 24, 9216, 5, 20), 3_875_544_576),
+    ],
+)
+def test_the_full_size_has_the_released_number_of_parameters(name, sizes, parameters):
+    assert sum(p.numel() for p in Flow(sizes, device="meta").parameters()) == parameters
+
+
+def test_full_size_sizes_are_read_from_shapes_alone(tmp_path):
+    """A 9B file with real shapes in fp8 zeros, one block of each kind: sizes come from the header."""
+    state = small.flow_state(hidden=256, heads=2, context=96, mlp=512, depth=1, single=1)
+    file = read_flow(small.save(state, tmp_path / "odd.safetensors"))
+    assert file.sizes == FlowSizes(128, 96, 256, 2, 512, 1, 1)
