@@ -1,0 +1,68 @@
+"""Graphs in API format, built on the example workflow."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+
+import torch
+from safetensors.torch import load_file
+
+from . import provision
+
+FLOW, ENCODER, VAE = "flux-2-klein-9b.safetensors", "qwen_3_8b.safetensors", "flux2-vae.safetensors"
+
+counter = itertools.count()
+
+
+class Graph(dict):
+    """Nodes by name; `new` adds one, `latent` and `image` run it and read what it saved."""
+
+    def __init__(self, comfy):
+        example = json.loads((provision.ROOT / "workflows/api/klein_9b_text_to_image.json").read_text())
+        names = {node["class_type"]: number for number, node in example.items()}
+        super().__init__(copy.deepcopy(example))
+        self.comfy = comfy
+        self.flow, self.clip, self.vae = (
+            self[names[kind]]["inputs"] for kind in ("KleinFlowLoader", "KleinQwen3EncoderLoader", "KleinVAELoader")
+        )
+        self.flow["flow_name"], self.clip["encoder_name"], self.vae["vae_name"] = FLOW, ENCODER, VAE
+        self.prompt, self.sampler = self[names["KleinPrompt"]]["inputs"], self[names["KleinDistilledSampler"]]["inputs"]
+        self.canvas = self[names["EmptyFlux2LatentImage"]]["inputs"]
+        self.canvas.update(width=256, height=192)
+        self.sampler["seed"] = 7
+        self.model, self.positive, self.empty = self.sampler["model"], self.sampler["positive"], self.sampler["latent_image"]
+        self.clip_out, self.sampled = self.prompt["clip"], [names["KleinDistilledSampler"], 0]
+        self.save = names["SaveImage"]
+        self[self.save]["inputs"]["filename_prefix"] = f"image{next(counter)}"
+
+    def new(self, class_type, **inputs):
+        number = f"new{next(counter)}"
+        self[number] = {"class_type": class_type, "inputs": inputs}
+        return [number, 0]
+
+    def without_image(self):
+        """Drop decoding and saving: a test of latents needs neither."""
+        decode = self[self.save]["inputs"]["images"][0]
+        self.pop(self.save), self.pop(decode)
+        return self
+
+    def latents(self, *links):
+        """Save the latents at these links (default: the sampler's) and return them, run in one prompt."""
+        saves = [self.new("SaveLatent", samples=link, filename_prefix=f"l{next(counter)}")[0] for link in links or [self.sampled]]
+        outputs = self.comfy.run(self)
+        files = [self.comfy.file(outputs[save]["latents"][0]) for save in saves]
+        tensors = [load_file(file)["latent_tensor"] for file in files]
+        for save in saves:
+            del self[save]
+        return tensors if links else tensors[0]
+
+
+def comfy_noise(seed, batch=1, height=192, width=256):
+    """The noise that ComfyUI draws on the CPU for an empty FLUX.2 latent of this size."""
+    return torch.randn(batch, 128, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(got, want):
+    return ((got - want).norm() / want.norm()).item()

@@ -1,0 +1,41 @@
+"""One real ComfyUI for the whole run, with small models in the released formats."""
+
+import pytest
+from environment import provision, small
+from environment.graph import ENCODER, FLOW, Graph
+from environment.server import Server
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/host" in item.path.as_posix():
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """The diffusers pipeline with the weights of the float32 files."""
+    flow = small.flow_oracle(small.flow_state(**small.FLOW))
+    return small.pipeline(flow, small.encoder_oracle(**small.ENCODER), None, small.vae_oracle())
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory, oracle):
+    base = tmp_path_factory.mktemp("comfy")
+    models = base / "models"
+    small.released_files(models)
+    small.save(small.flow_state(**small.FLOW), models / "diffusion_models" / FLOW)
+    small.save(small.encoder_state(oracle.text_encoder), models / "text_encoders" / ENCODER)
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    for name in ("vocab.json", "merges.txt"):
+        (tokenizer / name).write_bytes((provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer" / name).read_bytes())
+    oracle.register_modules(tokenizer=small.tokenizer_oracle(tokenizer))
+    server = Server(base, "--use-pytorch-cross-attention").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def graph(comfy):
+    """The example workflow in API format, with the float32 files, at 256x192, saving the latent too."""
+    return Graph(comfy)
