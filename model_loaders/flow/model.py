@@ -9,6 +9,8 @@ Architecture and parameter names: Black Forest Labs' flux2, model.py. The order 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -198,7 +200,7 @@ class Flow(nn.Module):
         hidden = sizes.hidden_size
         self.sizes = sizes
         self.dtype = dtype
-        self.default_ref_method = "index"
+        self.params = SimpleNamespace(**asdict(sizes), axes_dim=sizes.axes_dim, default_ref_method="index")  # as the host's
         self.img_in = operations.Linear(sizes.in_channels, hidden, bias=False, **where)
         self.txt_in = operations.Linear(sizes.context_in_dim, hidden, bias=False, **where)
         self.time_in = TimeEmbedder(hidden, operations, **where)
@@ -229,7 +231,7 @@ class Flow(nn.Module):
         batch, _, height, width = x.shape
         references = [ref.expand(batch, -1, -1, -1) for ref in ref_latents or ()]
         boxes = [tuple(ref.shape[-2:]) for ref in references]
-        method = ref_latents_method or self.default_ref_method
+        method = ref_latents_method or self.params.default_ref_method
         options = {**transformer_options, "reference_image_num_tokens": [h * w for h, w in boxes]}
 
         tokens = [rearrange(part, "b c h w -> b (h w) c") for part in (x, *references)]

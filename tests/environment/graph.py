@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 
-import torch
 from safetensors.torch import load_file
 
 from . import provision
@@ -51,18 +50,11 @@ class Graph(dict):
     def latents(self, *links):
         """Save the latents at these links (default: the sampler's) and return them, run in one prompt."""
         saves = [self.new("SaveLatent", samples=link, filename_prefix=f"l{next(counter)}")[0] for link in links or [self.sampled]]
-        outputs = self.comfy.run(self)
+        try:
+            outputs = self.comfy.run(self)
+        finally:
+            for save in saves:
+                del self[save]
         files = [self.comfy.file(outputs[save]["latents"][0]) for save in saves]
         tensors = [load_file(file)["latent_tensor"] for file in files]
-        for save in saves:
-            del self[save]
         return tensors if links else tensors[0]
-
-
-def comfy_noise(seed, batch=1, height=192, width=256):
-    """The noise that ComfyUI draws on the CPU for an empty FLUX.2 latent of this size."""
-    return torch.randn(batch, 128, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
-
-
-def relative(got, want):
-    return ((got - want).norm() / want.norm()).item()

@@ -182,6 +182,48 @@ def pipeline(flow, encoder, tokenizer, vae):
     return pipe
 
 
+@torch.no_grad()
+def velocity(oracle, x, t, context, references=()) -> torch.Tensor:
+    """diffusers' transformer on latents (B, channels, H, W), packed and numbered as its Klein pipeline does."""
+    batch, channels, height, width = x.shape
+    latents = [x, *(reference.expand(batch, -1, -1, -1) for reference in references)]
+    zero = torch.tensor([0])
+    ids = [
+        torch.cartesian_prod(torch.tensor([10 * k]), *(torch.arange(n) for n in latent.shape[-2:]), zero)
+        for k, latent in enumerate(latents)
+    ]
+    out = oracle(
+        hidden_states=torch.cat([latent.flatten(2).transpose(1, 2) for latent in latents], dim=1),
+        timestep=t,
+        encoder_hidden_states=context.expand(batch, -1, -1),
+        img_ids=torch.cat(ids),
+        txt_ids=torch.cartesian_prod(zero, zero, zero, torch.arange(context.shape[1])),
+        return_dict=False,
+    )[0]
+    return out[:, : height * width].transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def euler(oracle, x, sigmas, context, references=(), cfg=1.0, negative=None) -> torch.Tensor:
+    """Euler's method on diffusers' transformer, with classifier-free guidance when cfg is not 1."""
+    for now, following in zip(sigmas[:-1], sigmas[1:]):
+        t = torch.full((x.shape[0],), float(now))
+        v = velocity(oracle, x, t, context, references)
+        if cfg != 1:
+            without = velocity(oracle, x, t, negative, references)
+            v = without + cfg * (v - without)
+        x = x + (following - now) * v
+    return x
+
+
+def comfy_noise(seed: int, batch: int = 1, height: int = 192, width: int = 256) -> torch.Tensor:
+    """The noise that ComfyUI draws on the CPU for an empty FLUX.2 latent of this size."""
+    return torch.randn(batch, 128, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got - want).norm() / want.norm()).item()
+
+
 def fp8_state(state: dict, scheme: str, layers=r"(double|single)_blocks.*|.*_proj") -> tuple[dict, dict, dict]:
     """Quantise the matrices of matching layers in one of the released schemes: `metadata`, `comfy_quant` or
     `scaled_fp8`. Returns the file's tensors, its metadata, and the weights dequantised by hand (float32)."""

@@ -6,6 +6,7 @@ Tolerance 1e-5 relative: both sum the same products in float32, in another order
 import pytest
 import torch
 from environment import small
+from environment.small import relative
 from model_loaders.flow.load import load_flow, read_flow
 from model_loaders.flow.model import Flow
 from model_loaders.flow.sizes import FlowSizes
@@ -42,43 +43,20 @@ def inputs(batch, size, references, seed=0):
     return x, t, context, [noise(1, 128, *box) for box in references]
 
 
-def oracle_velocity(oracle, x, t, context, references):
-    batch, channels, height, width = x.shape
-    latents = [x, *(reference.expand(batch, -1, -1, -1) for reference in references)]
-    ids = [
-        torch.cartesian_prod(torch.tensor([10 * k]), *(torch.arange(n) for n in latent.shape[-2:]), torch.tensor([0]))
-        for k, latent in enumerate(latents)
-    ]
-    zero = torch.tensor([0])
-    velocity = oracle(
-        hidden_states=torch.cat([latent.flatten(2).transpose(1, 2) for latent in latents], dim=1),
-        timestep=t,
-        encoder_hidden_states=context,
-        img_ids=torch.cat(ids),
-        txt_ids=torch.cartesian_prod(zero, zero, zero, torch.arange(context.shape[1])),
-        return_dict=False,
-    )[0]
-    return velocity[:, : height * width].transpose(1, 2).reshape(batch, channels, height, width)
-
-
-def relative(got, want):
-    return ((got - want).norm() / want.norm()).item()
-
-
 @pytest.mark.parametrize("count", REFERENCES)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("size", [(5, 7), (8, 8), (1, 13)])
 @torch.no_grad()
 def test_velocity_is_that_of_diffusers(flow, oracle, size, batch, count):
     x, t, context, references = inputs(batch, size, REFERENCES[count])
-    assert relative(flow(x, t, context, references), oracle_velocity(oracle, x, t, context, references)) < TOLERANCE
+    assert relative(flow(x, t, context, references), small.velocity(oracle, x, t, context, references)) < TOLERANCE
 
 
 @torch.no_grad()
 def test_a_reference_of_each_image_of_the_batch_is_its_own(flow, oracle):
     x, t, context, _ = inputs(2, (4, 4), [])
     reference = torch.randn(2, 128, 3, 5, generator=torch.Generator().manual_seed(5))
-    assert relative(flow(x, t, context, [reference]), oracle_velocity(oracle, x, t, context, [reference])) < TOLERANCE
+    assert relative(flow(x, t, context, [reference]), small.velocity(oracle, x, t, context, [reference])) < TOLERANCE
 
 
 @torch.no_grad()
