@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .positions import canvas_ids, reference_ids, rotate, rotations, text_ids
+from .positions import image_ids, rotate, rotations, text_ids
 from .sizes import FlowSizes
 
 EPS = 1e-6
@@ -126,7 +126,9 @@ def patched_attention(attention, q, k, v, pe, mask, options: dict) -> Tensor:
         out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=options)
         q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
         pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
-    x = attention(rotate(q, pe), rotate(k, pe), v, mask=mask, transformer_options=options)
+    # A patch may leave q without the references whose keys it adds: the rotations cover the longer of the two.
+    q, k = (rotate(part, pe[:, :, : part.shape[2]]) for part in (q, k))
+    x = attention(q, k, v, mask=mask, transformer_options=options)
     for patch in patches.get("attn1_output_patch", ()):
         x = patch(x, options)
     return x
@@ -232,20 +234,19 @@ class Flow(nn.Module):
         references = [ref.expand(batch, -1, -1, -1) for ref in ref_latents or ()]
         boxes = [tuple(ref.shape[-2:]) for ref in references]
         method = ref_latents_method or self.params.default_ref_method
-        options = {**transformer_options, "reference_image_num_tokens": [h * w for h, w in boxes]}
+        options = dict(transformer_options)
+        if boxes:
+            options["reference_image_num_tokens"] = [h * w for h, w in boxes]
 
         tokens = [rearrange(part, "b c h w -> b (h w) c") for part in (x, *references)]
-        ids = [
-            canvas_ids((height, width), options.get("rope_options"), x.device),
-            *reference_ids(boxes, (height, width), method, x.device),
-        ]
+        ids = image_ids([(height, width), *boxes], method, options.get("rope_options"), x.device)
         img = self.img_in(torch.cat(tokens, dim=1))
         txt = self.txt_in(context)
-        img, txt, ids = self._post_input(img, txt, torch.cat(ids, dim=1), text_ids(txt.shape[1], x.device), options)
+        img, txt, ids = self._post_input(img, txt, ids, text_ids(txt.shape[1], x.device), options)
         pe = rotations(ids, self.sizes.axes_dim)
 
         vec = self.time_in(timestep_embedding(timestep).to(img.dtype))
-        zero_tokens = sum(options["reference_image_num_tokens"]) if method == "index_timestep_zero" else 0
+        zero_tokens = img.shape[1] - height * width if method == "index_timestep_zero" else 0
         img = self._blocks(img, txt, vec, pe, zero_tokens, control, attention_mask, options)
         velocity = self.final_layer(img[:, : height * width], vec)
         return rearrange(velocity, "b (h w) c -> b c h w", h=height, w=width)

@@ -23,39 +23,37 @@ def text_ids(tokens: int, device=None) -> Tensor:
     return ids
 
 
-def image_ids(box: Box, t: float = 0, origin: tuple[float, float] = (0, 0), scale: tuple[float, float] = (1, 1), device=None) -> Tensor:
-    """(1, height*width, 4) float32, row by row, from `origin` in steps of `scale` (y, x)."""
-    height, width = box
-    ids = torch.zeros(height, width, 4, device=device)
-    ids[..., 0] = t
-    ids[..., 1] = (origin[0] + scale[0] * torch.arange(height, device=device))[:, None]
-    ids[..., 2] = (origin[1] + scale[1] * torch.arange(width, device=device))[None, :]
-    return rearrange(ids, "h w axes -> 1 (h w) axes")
+def image_ids(boxes: list[Box], method: str = "index", rope_options: dict | None = None, device=None) -> Tensor:
+    """(1, N, 4) float32: the image being made (first box), then its references, each row by row.
 
-
-def canvas_ids(box: Box, rope_options: dict | None = None, device=None) -> Tensor:
-    """Ids of the image being made; `rope_options` are ComfyUI's (scale_x, scale_y, shift_x, shift_y, shift_t)."""
-    options = rope_options or {}
-    origin = (options.get("shift_y", 0.0), options.get("shift_x", 0.0))
-    scale = (options.get("scale_y", 1.0), options.get("scale_x", 1.0))
-    return image_ids(box, options.get("shift_t", 0.0), origin, scale, device)
-
-
-def reference_ids(boxes: list[Box], canvas: Box, method: str, device=None) -> list[Tensor]:
-    """Ids of each reference. `method` is ComfyUI's reference_latents_method: `index` (Klein's own, one step of t
-    a reference), `index_timestep_zero` (the same places), `offset` (side by side at t = 1) or `uxo` (diagonal)."""
-    ids, height, width = [], 0, 0
-    for number, (h, w) in enumerate(boxes):
+    method: ComfyUI's reference_latents_method. `index` (klein's own, a step of t for each reference),
+    `index_timestep_zero` (the same places), `offset` (side by side at t = 1) or `uxo` (diagonal).
+    rope_options: ComfyUI's scale_x, scale_y, shift_x, shift_y, shift_t, for all images alike.
+    """
+    canvas, *references = boxes
+    ids = [_grid(canvas, 0, (0, 0), rope_options, device)]
+    height = width = 0  # of the references placed so far
+    for number, (h, w) in enumerate(references, start=1):
         if method in ("index", "index_timestep_zero"):
-            t, origin = REFERENCE_STEP * (number + 1), (0, 0)
+            t, origin = REFERENCE_STEP * number, (0, 0)
         elif method == "uxo":
             t, origin = 0, (canvas[0] + height, canvas[1] + width)
             height, width = height + h, width + w
         else:
             t, origin = 1, (0, width) if h + height > w + width else (height, 0)
             height, width = max(height, h + origin[0]), max(width, w + origin[1])
-        ids.append(image_ids((h, w), t, origin, device=device))
-    return ids
+        ids.append(_grid((h, w), t, origin, rope_options, device))
+    return torch.cat(ids, dim=1)
+
+
+def _grid(box: Box, t: float, origin: Box, rope_options: dict | None, device) -> Tensor:
+    options = rope_options or {}
+    ids = torch.zeros(*box, 4, device=device)
+    ids[..., 0] = t + options.get("shift_t", 0.0)
+    for axis, (name, shape) in enumerate([("y", (-1, 1)), ("x", (1, -1))]):
+        steps = torch.arange(box[axis], device=device) * options.get(f"scale_{name}", 1.0)
+        ids[..., 1 + axis] = (origin[axis] + options.get(f"shift_{name}", 0.0) + steps).view(shape)
+    return rearrange(ids, "h w axes -> 1 (h w) axes")
 
 
 def rotations(ids: Tensor, axes_dim: tuple[int, ...], theta: int = THETA) -> Tensor:

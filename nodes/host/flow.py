@@ -32,19 +32,34 @@ WEIGHT_DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-DEV_HIDDEN = 6144  # the hidden size of FLUX.2 [dev], for which the host's memory estimate was tuned
 
 
-def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto"):
-    """A MODEL from a file or folder. Raises KleinError before any weight is read when the file is not a klein flow."""
+def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto", disable_dynamic: bool = False):
+    """A MODEL from a file or folder. Raises KleinError before any weight is read when the file is not a klein flow.
+
+    disable_dynamic: as in the host's own loaders, for callers that patch weights in place.
+    """
     file = read_flow(path)
-    model = _build(file, WEIGHT_DTYPES[weight_dtype])
+    dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
+    model = _build(file, dtype, quantised)
     model.klein_variant = variant_of(file.name) if variant == "auto" else variant
-    device = comfy.model_management.get_torch_device()
-    patcher = new_patcher(model, device, comfy.model_management.unet_offload_device())
+    patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, disable_dynamic)
+    state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), quantised)
+    model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
+    if model.device.type != "cpu":
+        model.to(model.device)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, variant))
     logging.info(f"Klein flow model {file.name}: hidden {file.sizes.hidden_size}, variant {model.klein_variant}")
     return patcher
+
+
+def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, dict]]:
+    """(dtype of the plain weights, fp8 layers with their settings) in memory, for a file and the user's choice."""
+    if weight_dtype is None or weight_dtype.itemsize > 1:
+        return weight_dtype or file.dtype, file.plan.quantised
+    matrices = [name for name, shape in file.plan.shapes.items() if is_block_matrix(name, shape)]
+    rounded = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in matrices}
+    return file.dtype, rounded | file.plan.quantised
 
 
 def variant_of(name: str) -> str:
@@ -53,14 +68,8 @@ def variant_of(name: str) -> str:
     return "base" if "base" in words else "kv" if "kv" in words else "distilled"
 
 
-def _build(file: FlowFile, weight_dtype: torch.dtype | None) -> KleinModel:
+def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, dict]) -> KleinModel:
     device = comfy.model_management.get_torch_device()
-    dtype = weight_dtype or file.dtype
-    quantised = dict(file.plan.quantised)
-    if dtype == torch.float8_e4m3fn and file.dtype.itemsize > 1:
-        matrices = [name for name, shape in file.plan.shapes.items() if is_block_matrix(name, shape)]
-        quantised |= {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in matrices}
-        dtype = file.dtype
     config = comfy.supported_models.Flux2(
         {
             "image_model": "flux2",
@@ -81,9 +90,8 @@ def _build(file: FlowFile, weight_dtype: torch.dtype | None) -> KleinModel:
     # Layers that read their own fp8 weights put them on the device they were built for: that cannot be meta.
     model = KleinModel(config, device=None if quantised else "meta")
     model.diffusion_model.requires_grad_(False)
-    model.diffusion_model.load_state_dict(native_tensors(file.tensors(weight_dtype), quantised), assign=True)
     model.device = comfy.model_management.unet_offload_device()
-    return model.to(model.device)
+    return model
 
 
 class HostedFlow(Flow):
@@ -125,7 +133,8 @@ class KleinModel(comfy.model_base.Flux2):
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
-        self.memory_usage_factor *= self.diffusion_model.sizes.hidden_size / DEV_HIDDEN
+        # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
+        self.memory_usage_factor = comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604
 
     def encode_adm(self, **kwargs):
         return None  # klein has no pooled text vector, whatever a conditioning carries

@@ -39,7 +39,8 @@ def compare(ours, hosts, make_options=dict, changes=True, **more):
     got, want = call(ours, make_options(), **more), call(hosts, make_options(), **more)
     assert relative(got, want) < TOLERANCE
     if changes:
-        assert relative(want, call(hosts)) > 100 * TOLERANCE
+        references = {"references": more["references"]} if "references" in more else {}
+        assert relative(want, call(hosts, **references)) > 100 * TOLERANCE
     return got
 
 
@@ -97,9 +98,21 @@ def test_attention_mask(ours, hosts):
     compare(ours, hosts, attention_mask=bias)
 
 
+ROPE = dict(scale_x=1.5, scale_y=0.5, shift_t=1.0, shift_x=2.0, shift_y=-1.0)
+
+
 def test_rope_options(ours, hosts):
-    options = dict(scale_x=1.5, scale_y=0.5, shift_t=1.0, shift_x=2.0, shift_y=-1.0)
-    compare(ours, hosts, lambda: {"rope_options": dict(options)})
+    compare(ours, hosts, lambda: {"rope_options": dict(ROPE)}, references=())
+
+
+def test_rope_options_move_references_too_as_on_newer_hosts(ours):
+    seen = []
+    post_input = {"post_input": [lambda args: seen.append(args["img_ids"][0]) or args]}
+    call(ours, {"patches": post_input})
+    call(ours, {"patches": post_input, "rope_options": dict(ROPE)})
+    plain, moved = seen
+    want = torch.stack([plain[:, 0] + 1, plain[:, 1] * 0.5 - 1, plain[:, 2] * 1.5 + 2, plain[:, 3]], dim=1)
+    assert torch.equal(moved, want) and set(plain[:, 0].tolist()) == {0, 10, 20}
 
 
 @pytest.mark.parametrize("method", ["offset", "uxo", "index"])
