@@ -47,6 +47,10 @@ class KleinFlowLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, flow_name):
+        return files.known("diffusion_models", "transformer", flow_name)
+
+    @classmethod
     def execute(cls, flow_name, weight_dtype, variant) -> io.NodeOutput:
         return io.NodeOutput(load_model(files.resolve("diffusion_models", flow_name), weight_dtype, variant))
 
@@ -78,6 +82,10 @@ class KleinQwen3EncoderLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, encoder_name):
+        return files.known("text_encoders", "text_encoder", encoder_name)
+
+    @classmethod
     def execute(cls, encoder_name, device) -> io.NodeOutput:
         return io.NodeOutput(load_clip(files.resolve("text_encoders", encoder_name), device))
 
@@ -99,6 +107,10 @@ class KleinVAELoader(io.ComfyNode):
             ],
             outputs=[io.Vae.Output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, vae_name):
+        return files.known("vae", "vae", vae_name)
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:

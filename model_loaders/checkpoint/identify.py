@@ -12,18 +12,18 @@ from .names import block_count, encoder_prefix, flow_prefix
 
 @dataclass(frozen=True)
 class Kind:
-    """role: flow, encoder, vae or other; text: what it is, with its article; advice: what to do with it instead."""
+    """role: flow, encoder, vae, lora or other; text: what it is, with its article; advice: how to load it instead."""
 
     role: str
     text: str
     advice: str
 
 
-LOAD_FLOW = "load it with the Klein Flow Loader"
-LOAD_ENCODER = "load it with the Klein Qwen3 Encoder Loader"
-LOAD_VAE = "load it with the Klein VAE Loader"
-LOAD_LORA = "apply it with a LoRA loader node"
-LOAD_CORE = "load it with ComfyUI's own loaders"
+LOAD_FLOW = "load it with the Klein Flow Loader and "
+LOAD_ENCODER = "load it with the Klein Qwen3 Encoder Loader and "
+LOAD_VAE = "load it with the Klein VAE Loader and "
+LOAD_LORA = "apply it with a LoRA loader node and "
+LOAD_CORE = "load it with ComfyUI's own loaders and "
 
 EXPECTED = {
     "flow": "a FLUX.2 [klein] flow model such as flux-2-klein-9b.safetensors",
@@ -44,17 +44,14 @@ def identify(checkpoint: Checkpoint) -> Kind:
         found = kind(checkpoint, names)
         if found:
             return found
-    return Kind("other", f"an unknown model (its first tensor is {min(names)})", "choose another file")
+    return Kind("other", f"an unknown model (its first tensor is {min(names)})", "")
 
 
 def require(checkpoint: Checkpoint, role: str) -> Kind:
     """The kind of a checkpoint that has the wanted role; KleinError in one sentence for any other."""
     kind = identify(checkpoint)
     if kind.role != role:
-        raise KleinError(
-            f"{checkpoint.path.name} is {kind.text}, expected {EXPECTED[role]}: {kind.advice} and choose "
-            f"{'another file' if kind.role == 'other' else 'the right file'} here."
-        )
+        raise KleinError(f"{checkpoint.path.name} is {kind.text}, expected {EXPECTED[role]}: {kind.advice}choose another file here.")
     return kind
 
 

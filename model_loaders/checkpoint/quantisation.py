@@ -16,17 +16,15 @@ from ..errors import KleinError
 from .files import Checkpoint
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn}
 SCALES = {"weight_scale": ("weight_scale", "scale_weight"), "input_scale": ("input_scale", "scale_input")}
 MARKERS = ("comfy_quant", "scaled_fp8")
 
 
 def quantised_layers(checkpoint: Checkpoint) -> dict[str, dict]:
-    """Layer name in the file -> its settings, at least {"format": "float8_e4m3fn"}. Empty for a plain file.
-
-    Raises KleinError for a format other than fp8.
-    """
-    layers = _from_metadata(checkpoint) | _from_tensors(checkpoint) | _from_scales(checkpoint)
+    """Layer name -> its settings, at least {"format": "float8_e4m3fn"}. Empty for a plain file. Names from the header's
+    metadata may lack the prefix that the tensors have. Raises KleinError for a format other than fp8."""
+    layers = _from_scales(checkpoint) | _from_metadata(checkpoint) | _from_tensors(checkpoint)
     for layer, settings in layers.items():
         found = settings.get("format")
         if found not in FORMATS:
@@ -34,7 +32,7 @@ def quantised_layers(checkpoint: Checkpoint) -> dict[str, dict]:
                 f"{checkpoint.path.name} holds {found} weights ({layer}), expected bf16, fp16, fp32 or fp8: "
                 f"load the bf16 or the fp8 file of this model instead."
             )
-    return {layer: settings for layer, settings in layers.items() if checkpoint.dtypes.get(f"{layer}.weight") in FP8}
+    return layers
 
 
 def scale_name(checkpoint: Checkpoint, layer: str, which: str) -> str | None:
@@ -82,11 +80,10 @@ def _from_tensors(checkpoint: Checkpoint) -> dict[str, dict]:
 
 
 def _from_scales(checkpoint: Checkpoint) -> dict[str, dict]:
-    names = {dtype: text for text, dtype in FORMATS.items()}
     layers = {}
     for name in checkpoint.shapes:
         layer, _, leaf = name.rpartition(".")
         weight = checkpoint.dtypes.get(f"{layer}.weight")
-        if leaf == "scale_weight" and weight in FP8:
-            layers[layer] = {"format": names[weight]}
+        if leaf in SCALES["weight_scale"] and weight in FP8:
+            layers[layer] = {"format": str(weight).removeprefix("torch.")}
     return layers

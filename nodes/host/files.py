@@ -9,13 +9,11 @@ import folder_paths
 
 from ...model_loaders.errors import KleinError
 
-MODEL_FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")  # all but the first two are refused by name
-
 
 def choices(category: str, subfolder: str) -> list[str]:
     """Files of a ComfyUI category, then Hugging Face folders (with index or a single safetensors file) in it, then
     the `subfolder` of those in models/diffusers."""
-    files = [name for name in folder_paths.get_filename_list(category) if name.endswith(MODEL_FILES)]
+    files = folder_paths.get_filename_list(category)
     folders = _folders(category, "")
     pipelines = _folders("diffusers", subfolder)
     inside = tuple(f"{name}{os.sep}" for name in folders)
@@ -31,6 +29,16 @@ def resolve(category: str, name: str) -> Path:
         if (root / name).is_dir():
             return root / name
     raise KleinError(f"{name} is not in the folders of {category}: put it there, or choose another file (key R refreshes the list).")
+
+
+def known(category: str, subfolder: str, name: str) -> bool | str:
+    """True for an entry of `choices`, else the sentence that the graph's validation shows."""
+    if name in choices(category, subfolder):
+        return True
+    return (
+        f"{name} was not found in models/{category}, expected one of the {len(choices(category, subfolder))} entries of the list: "
+        f"download it there (links are in the workflow's note), then refresh the list (key R)."
+    )
 
 
 def _roots(category: str) -> list[Path]:

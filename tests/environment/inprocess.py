@@ -38,6 +38,7 @@ def host_flux(state: dict, heads: int, context: int):
         axes_dim=[hidden // heads // 4] * 4, theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False,
         global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
         operations=comfy.ops.disable_weight_init,
+        **({"txt_ids_dims": [3]} if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__ else {}),
     )  # fmt: skip
     names = model.state_dict().keys()
     state = {n if n in names else n.replace("norm.scale", "norm.weight"): t for n, t in state.items()}

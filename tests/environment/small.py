@@ -215,6 +215,12 @@ def euler(oracle, x, sigmas, context, references=(), cfg=1.0, negative=None) -> 
     return x
 
 
+@torch.no_grad()
+def embed(pipe, prompt: str) -> torch.Tensor:
+    """The text embeddings of a pipeline's own prompt code."""
+    return pipe._get_qwen3_prompt_embeds(pipe.text_encoder, pipe.tokenizer, prompt)
+
+
 def comfy_noise(seed: int, batch: int = 1, height: int = 192, width: int = 256) -> torch.Tensor:
     """The noise that ComfyUI draws on the CPU for an empty FLUX.2 latent of this size."""
     return torch.randn(batch, 128, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))

@@ -30,7 +30,7 @@ def comfy(tmp_path_factory, oracle):
     for name in ("vocab.json", "merges.txt"):
         (tokenizer / name).write_bytes((provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer" / name).read_bytes())
     oracle.register_modules(tokenizer=small.tokenizer_oracle(tokenizer))
-    server = Server(base, "--use-pytorch-cross-attention").start()
+    server = Server(base, "--use-pytorch-cross-attention", "--preview-method", "latent2rgb").start()
     yield server
     server.stop()
 

@@ -8,19 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline
 from environment import small
 from environment.server import PromptError
-from environment.small import comfy_noise, relative
+from environment.small import comfy_noise, embed, relative
 from PIL import Image
 from samplers.schedule import sigmas as official
 
 TOLERANCE = 1e-4
-
-
-def embed(oracle, prompt):
-    with torch.no_grad():
-        return Flux2KleinPipeline._get_qwen3_prompt_embeds(oracle.text_encoder, oracle.tokenizer, prompt)
 
 
 def simple_sigmas(steps, shift=2.02):

@@ -1,0 +1,158 @@
+"""Bad input is refused in one sentence; nothing is kept in memory, and the next prompt works."""
+
+import json
+import re
+import threading
+import time
+
+import pytest
+import torch
+from environment import bad_files, small
+from environment.server import PromptError, anonymous_bytes
+from PIL import Image
+from websocket import WebSocketTimeoutException, create_connection
+
+CASES = {name: case[::2] for name, case in bad_files.bad_files().items()}
+INPUTS = {"flow": "flow_name", "encoder": "encoder_name", "vae": "vae_name"}
+
+
+@pytest.fixture(scope="module")
+def spoilt(comfy):
+    bad_files.write_all(comfy.base / "models")
+    comfy.get("/object_info")
+
+
+def refusal(graph, comfy) -> str:
+    with pytest.raises(PromptError) as refused:
+        comfy.run(graph)
+    return refused.value.text
+
+
+def choose(graph, role, name):
+    {"flow": graph.flow, "encoder": graph.clip, "vae": graph.vae}[role][INPUTS[role]] = name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_file_is_refused_in_one_sentence_and_leaves_nothing(comfy, graph, spoilt, name):
+    role, sentence = CASES[name]
+    comfy.run(graph)  # what good files need is in memory before and after
+    before = anonymous_bytes(comfy.process.pid)
+    good = (graph.flow if role == "flow" else graph.clip if role == "encoder" else graph.vae)[INPUTS[role]]
+    choose(graph, role, name)
+    text = refusal(graph, comfy)
+    assert text == sentence or re.fullmatch(sentence, text), text
+    assert text.endswith(".") and "\n" not in text
+    choose(graph, role, good)
+    comfy.run(graph)
+    grown = anonymous_bytes(comfy.process.pid) - before
+    assert grown < 50e6, f"{grown / 1e6:.0f} MB more"
+
+
+@pytest.mark.parametrize("role", INPUTS)
+def test_a_file_that_is_not_there_is_refused_before_anything_runs(comfy, graph, role):
+    choose(graph, role, "gone.safetensors")
+    text = refusal(graph, comfy)
+    assert f"gone.safetensors was not found in models/{bad_files.CATEGORIES[role]}, expected one of the" in text
+    assert "download it there" in text
+
+
+def test_a_file_deleted_after_the_list_was_read_is_refused(comfy, graph):
+    path = small.save(small.flow_state(**small.FLOW), comfy.base / "models/diffusion_models/deleted.safetensors")
+    choose(graph, "flow", "deleted.safetensors")
+    comfy.get("/object_info")
+    path.unlink()
+    assert "deleted.safetensors" in refusal(graph, comfy)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "inputs", "found"),
+    [
+        ("EmptyLatentImage", {"width": 256, "height": 192, "batch_size": 1}, [1, 4, 24, 32]),
+        ("EmptySD3LatentImage", {"width": 256, "height": 192, "batch_size": 1}, [1, 16, 24, 32]),
+    ],
+)
+def test_the_latent_of_another_model_is_refused(comfy, graph, class_type, inputs, found):
+    graph.sampler["latent_image"] = graph.new(class_type, **inputs)
+    assert refusal(graph, comfy) == (
+        f"The latent has shape {found}, expected [batch, 128, height/16, width/16]: use Empty Flux 2 Latent, or encode the "
+        f"image with the FLUX.2 VAE."
+    )
+
+
+def test_cfg_without_a_negative_is_refused(comfy, graph):
+    graph.sampler["cfg"] = 4.0
+    assert refusal(graph, comfy) == (
+        "cfg is 4, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "<|endoftext|>", "\u0000"])
+def test_an_empty_prompt_gives_an_image(comfy, graph, prompt):
+    graph.prompt["text"] = prompt
+    assert comfy.run(graph)[graph.save]["images"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (16, 512), (272, 48), (1000, 24)])
+def test_odd_sizes_give_an_image_of_that_size(comfy, graph, width, height):
+    graph.canvas.update(width=width, height=height)
+    image = comfy.run(graph)[graph.save]["images"][0]
+    assert Image.open(comfy.file(image)).size == (width // 16 * 16, height // 16 * 16)
+
+
+def test_a_batch_is_the_same_as_its_images_alone(graph):
+    """The first of a batch of three, and the last drawn alone by its batch_index."""
+    graph.without_image().canvas["batch_size"] = 3
+    last = graph.new("LatentFromBatch", samples=graph.empty, batch_index=2, length=1)
+    alone = graph.new("KleinDistilledSampler", **{**graph.sampler, "latent_image": last})
+    three, one = graph.latents(graph.sampled, alone)
+    assert three.shape[0] == 3 and ((three[2:] - one).norm() / one.norm()).item() < 1e-5
+    assert not torch.allclose(three[0], three[1])
+
+
+def test_an_interrupt_in_step_2_of_4_leaves_the_host_usable(comfy, graph):
+    events = create_connection(f"ws://127.0.0.1:{comfy.port}/ws?clientId={comfy.client}", timeout=60)
+    graph.without_image().canvas.update(width=1024, height=1024)
+    graph.sampler["seed"] = int(time.time())
+    save = graph.new("SaveLatent", samples=graph.sampled, filename_prefix="interrupted")
+    before = anonymous_bytes(comfy.process.pid)
+    prompt = comfy.queue(graph)
+    while True:  # the first step done: the second runs
+        message = events.recv()
+        if isinstance(message, str):
+            event = json.loads(message)
+            if event["type"] == "progress" and event["data"]["value"] >= 1 and event["data"]["max"] == 4:
+                break
+    threading.Thread(target=comfy.post, args=("/interrupt",)).start()
+    with pytest.raises(PromptError) as stopped:
+        comfy.wait(prompt)
+    events.close()
+    assert stopped.value.kind == "interrupted"
+    del graph[save[0]]
+    graph.canvas.update(width=256, height=192)
+    graph.sampler["seed"] = 7
+    again = graph.latents()
+    assert again.isfinite().all()
+    assert anonymous_bytes(comfy.process.pid) - before < 50e6
+
+
+def test_previews_and_progress_of_each_step_arrive(comfy, graph):
+    """Frames are JPEG previews (binary), progress counts to 4; newer hosts throttle, so the last must come."""
+    events = create_connection(f"ws://127.0.0.1:{comfy.port}/ws?clientId={comfy.client}", timeout=5)
+    graph.sampler["seed"] = int(time.time())
+    prompt = comfy.queue(graph)
+    comfy.wait(prompt)
+    progress, frames = set(), 0
+    try:
+        while True:
+            message = events.recv()
+            if isinstance(message, bytes):
+                frames += b"\xff\xd8\xff" in message[:40]
+            elif json.loads(message)["type"] == "progress" and json.loads(message)["data"]["max"] == 4:
+                progress.add(json.loads(message)["data"]["value"])
+            elif json.loads(message)["type"] == "execution_success":
+                break
+    except WebSocketTimeoutException:
+        pass
+    events.close()
+    assert 4 in progress
+    assert frames >= 1
