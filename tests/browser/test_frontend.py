@@ -1,19 +1,17 @@
 """The example workflows in the real frontend, in Chromium."""
 
 import json
-import shutil
 
 import pytest
 from environment import provision, small
 from environment.server import Server
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 READY = "window.app && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
-pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed")]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def page(comfy):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=provision.chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1800, "height": 1000})
         page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
         page.goto(comfy.url)

@@ -30,7 +30,7 @@ PACKAGES = [
     "comfyui-frontend-package==1.32.9", "sentencepiece", "torchsde", "aiohttp>=3.11.8", "yarl", "pyyaml", "Pillow",
     "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy", "av>=14.2", "pydantic~=2.0", "pydantic-settings~=2.0",
     # the tests': the oracle, and what checks the pack for the registry
-    "diffusers>=0.38", "pytest", "websocket-client", "ruff",
+    "diffusers>=0.38", "pytest", "websocket-client", "playwright", "ruff",
 ]  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def provision() -> None:
     allow_torchvision_without_cuda()
     if not chosen and not (HOST / "main.py").exists():
         fetch_comfyui()
+    install_chromium()
     stamp.write_text(wanted)
 
 
@@ -89,6 +90,20 @@ def fetch_comfyui() -> None:
     shutil.move(unpacked / COMFYUI_INSIDE, HOST)
     (HOST / "extra_model_paths.yaml").unlink(missing_ok=True)
     shutil.rmtree(unpacked)
+
+
+def chromium() -> str | None:
+    """The Chromium or Chrome of this machine, for the tests of the frontend."""
+    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+def install_chromium() -> None:
+    """Where this may be done (root on Debian, as in CI); elsewhere the browser tests are skipped without one."""
+    if chromium() or not shutil.which("apt-get") or os.geteuid() != 0:
+        return
+    say("Installing Chromium")
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
+        subprocess.run(["apt-get", *command], check=True, stdout=sys.stderr)
 
 
 def has_module(name: str) -> bool:
