@@ -116,7 +116,7 @@ class GatedMLP(nn.Sequential):
 class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
-        return F.silu(gate) * value
+        return F.silu(gate).mul_(value)
 
 
 def patched_attention(attention, q, k, v, pe, mask, options: dict) -> Tensor:

@@ -75,5 +75,5 @@ def rotations(ids: Tensor, axes_dim: tuple[int, ...], theta: int = THETA) -> Ten
 def rotate(x: Tensor, pe: Tensor) -> Tensor:
     """Rotate interleaved pairs of features: x (B, heads, N, head), pe from `rotations`; returns x's shape and dtype."""
     pairs = rearrange(x.to(pe.dtype), "b heads n (pair column) -> b heads n pair 1 column", column=2)
-    turned = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
+    turned = (pe[..., 0] * pairs[..., 0]).addcmul_(pe[..., 1], pairs[..., 1])
     return rearrange(turned, "b heads n pair row -> b heads n (pair row)").to(x.dtype)

@@ -1,0 +1,48 @@
+"""python3 dev.py bench : every measurement of the pack, one table. Medians of interleaved rounds, float32 on the CPU.
+
+ratio: ours to what the row is held against (the faster of the peers for a step; the whole encoder; the bytes kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import encode
+import load
+import step
+import torch
+from environment import inprocess
+from table import markdown
+
+PARTS = ("step", "encode", "load")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)} (default: all)")
+    options.add_argument("--rounds", type=int, default=5)
+    options = options.parse_args()
+    inprocess.import_adapter("flow")  # first: ComfyUI sets torch up
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if "load" in options.parts:
+            rows += load.measure(folder)
+        if "encode" in options.parts:
+            rows += encode.measure(folder, options.rounds) + encode.sizes()
+        if "step" in options.parts:
+            rows += step.measure(folder, options.rounds)
+    import comfyui_version
+
+    print(f"\n{options.rounds} rounds; {platform.machine()}, {torch.get_num_threads()} threads, float32 matmul "
+          f"{step.matmul_rate(5) / 1e9:.0f} GFLOP/s; torch {torch.__version__}, diffusers {version('diffusers')}, "
+          f"transformers {version('transformers')}, ComfyUI {comfyui_version.__version__}\n")  # fmt: skip
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
