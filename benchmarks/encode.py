@@ -6,10 +6,10 @@ Qwen3-8B at a quarter of its width and of its vocabulary, so that layers and hea
 from __future__ import annotations
 
 import torch
-from environment import small
-from table import Row, interleaved
 
+from environment import small
 from model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder, load_encoder
+from table import Row, interleaved
 
 QUARTER = dict(hidden=1024, heads=8, kv_heads=2, head=128, mlp=3072, layers=36, vocabulary=37984)
 FULL = {
@@ -33,7 +33,9 @@ def measure(folder, rounds: int) -> list[Row]:
     }
     times = interleaved(runs, rounds)
     ratio = times["ours, 27 layers"] / times["Qwen3ForCausalLM, 36 layers and head (as diffusers)"]
-    return [Row(f"encode: {name}", seconds, ratio if "ours" in name else None, "at most 0.76") for name, seconds in times.items()]
+    return [
+        Row(f"encode: {name}", seconds, ratio if "ours" in name else None, "at most 0.76") for name, seconds in times.items()
+    ]
 
 
 def sizes() -> list[Row]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import torch
+
 from environment import inprocess, small
 from environment.server import anonymous_bytes
 from table import Row

@@ -11,10 +11,11 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 import encode
 import load
 import step
-import torch
 from environment import inprocess
 from table import markdown
 

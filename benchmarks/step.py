@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+
 from environment import inprocess, small
 from table import Row, interleaved
 
@@ -22,10 +25,10 @@ def measure(folder, rounds: int) -> list[Row]:
     for name, boxes in REFERENCES.items():
         latents = [torch.randn(1, 128, *box) for box in boxes]
         runs = {
-            "ours": lambda: ours(x, t, text, ref_latents=latents),
-            "diffusers": lambda: small.velocity(oracle, x, t, text, latents),
-            "ComfyUI's class": lambda: hosts(x, t, text, ref_latents=latents),
-            "ComfyUI's class, its default CPU attention": lambda: with_default_attention(hosts, x, t, text, latents),
+            "ours": partial(ours, x, t, text, ref_latents=latents),
+            "diffusers": partial(small.velocity, oracle, x, t, text, latents),
+            "ComfyUI's class": partial(hosts, x, t, text, ref_latents=latents),
+            "ComfyUI's class, its default CPU attention": partial(with_default_attention, hosts, x, t, text, latents),
         }
         times = interleaved(runs, rounds)
         best = min(times["diffusers"], times["ComfyUI's class"])

@@ -8,9 +8,7 @@ from .host.flow import VARIANTS, WEIGHT_DTYPES, load_model
 from .host.vae import load_vae
 
 CATEGORY = "Klein"
-LICENCES = (
-    "klein 9B, base 9B and 9B KV: FLUX Non-Commercial License, gated download. klein 4B and base 4B: Apache 2.0, free for any use."
-)
+LICENCES = "klein 9B, base 9B and 9B KV: FLUX Non-Commercial License, gated download. klein 4B and base 4B: Apache 2.0, free for any use."
 
 
 class KleinFlowLoader(io.ComfyNode):

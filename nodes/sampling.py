@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..samplers.schedule import SCHEDULES
 from .host.sampling import latent_tokens, make_sigmas, pixel_tokens, sample
 from .loaders import CATEGORY
-from ..samplers.schedule import SCHEDULES
 
 STEPS = dict(default=4, min=1, max=200, tooltip="4 for klein, 20 to 50 for klein base.")
 SCHEDULE = dict(

@@ -51,7 +51,9 @@ def require(checkpoint: Checkpoint, role: str) -> Kind:
     """The kind of a checkpoint that has the wanted role; KleinError in one sentence for any other."""
     kind = identify(checkpoint)
     if kind.role != role:
-        raise KleinError(f"{checkpoint.path.name} is {kind.text}, expected {EXPECTED[role]}: {kind.advice}choose another file here.")
+        raise KleinError(
+            f"{checkpoint.path.name} is {kind.text}, expected {EXPECTED[role]}: {kind.advice}choose another file here."
+        )
     return kind
 
 
@@ -99,7 +101,9 @@ def _language_model(checkpoint, names):
     if any(".visual." in f".{name}" or "vision" in name for name in names):
         return Kind("other", "a vision-language model", LOAD_CORE)
     if not any(name.endswith("self_attn.q_norm.weight") for name in names):
-        family = "Qwen2.5 text encoder" if any(name.endswith("q_proj.bias") for name in names) else "Mistral or Llama text encoder"
+        family = (
+            "Qwen2.5 text encoder" if any(name.endswith("q_proj.bias") for name in names) else "Mistral or Llama text encoder"
+        )
         return Kind("other", f"a {family} (hidden size {hidden})", LOAD_CORE)
     name = ENCODER_NAMES.get(hidden, "Qwen3")
     return Kind("encoder", f"the text encoder {name} ({layers} layers, hidden size {hidden})", LOAD_ENCODER)

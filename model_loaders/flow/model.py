@@ -209,9 +209,7 @@ class Flow(nn.Module):
         self.double_stream_modulation_img = GlobalModulation(hidden, 2, operations, **where)
         self.double_stream_modulation_txt = GlobalModulation(hidden, 2, operations, **where)
         self.single_stream_modulation = GlobalModulation(hidden, 1, operations, **where)
-        self.double_blocks = nn.ModuleList(
-            DoubleBlock(sizes, attention, operations, **where) for _ in range(sizes.depth)
-        )
+        self.double_blocks = nn.ModuleList(DoubleBlock(sizes, attention, operations, **where) for _ in range(sizes.depth))
         self.single_blocks = nn.ModuleList(
             SingleBlock(sizes, attention, operations, **where) for _ in range(sizes.depth_single_blocks)
         )

@@ -38,7 +38,12 @@ def load_clip(path: Path, device: str = "default"):
         return HostedEncoder(file, tokenizer.pad, load_device, compute_dtype)
 
     target = SimpleNamespace(params={}, clip=build, tokenizer=lambda **_: tokenizer)
-    options = {"load_device": load_device, "offload_device": offload_device, "initial_device": offload_device, "dtype": file.dtype}
+    options = {
+        "load_device": load_device,
+        "offload_device": offload_device,
+        "initial_device": offload_device,
+        "dtype": file.dtype,
+    }
     clip = comfy.sd.CLIP(target, model_options=options)
     logging.info(f"Klein encoder {file.name}: {len(file.plan.sources)} layers read, {len(file.plan.unused)} left in the file")
     return clip

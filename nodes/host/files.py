@@ -28,7 +28,9 @@ def resolve(category: str, name: str) -> Path:
     for root in _roots(category) + _roots("diffusers"):
         if (root / name).is_dir():
             return root / name
-    raise KleinError(f"{name} is not in the folders of {category}: put it there, or choose another file (key R refreshes the list).")
+    raise KleinError(
+        f"{name} is not in the folders of {category}: put it there, or choose another file (key R refreshes the list)."
+    )
 
 
 def known(category: str, subfolder: str, name: str) -> bool | str:

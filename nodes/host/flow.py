@@ -103,14 +103,18 @@ class HostedFlow(Flow):
         sizes = FlowSizes(**{name: config[name] for name in FlowSizes.__dataclass_fields__})
         super().__init__(sizes, operations, host_attention, dtype=dtype, device=device)
 
-    def forward(self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs):
+    def forward(
+        self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs
+    ):
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
 
-    def _forward(self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs):
+    def _forward(
+        self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs
+    ):
         return super().forward(
             x,
             timestep,
@@ -134,7 +138,9 @@ class KleinModel(comfy.model_base.Flux2):
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
         # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
-        self.memory_usage_factor = comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604
+        self.memory_usage_factor = (
+            comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604
+        )
 
     def encode_adm(self, **kwargs):
         return None  # klein has no pooled text vector, whatever a conditioning carries

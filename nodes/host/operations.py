@@ -10,7 +10,9 @@ import comfy.ops
 import torch
 
 
-def operations(quantised: dict[str, dict], dtype: torch.dtype, compute_dtype: torch.dtype | None, load_device, exact: bool = False):
+def operations(
+    quantised: dict[str, dict], dtype: torch.dtype, compute_dtype: torch.dtype | None, load_device, exact: bool = False
+):
     """The namespace of layers for weights of `dtype` computed in `compute_dtype` (None: in their own).
 
     quantised: layer -> fp8 settings. exact: never multiply in fp8, even where the device can.

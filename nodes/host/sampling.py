@@ -12,19 +12,24 @@ import torch
 
 from ...model_loaders.errors import KleinError
 from ...samplers.euler import sample_euler
-from ...samplers.schedule import last_part, sigmas as official_sigmas
+from ...samplers.schedule import last_part
+from ...samplers.schedule import sigmas as official_sigmas
 from .flow import KleinModel, check_text_width
 
 CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
 
 
-def sample(model, positive, negative, latent: dict, seed: int, steps: int, cfg: float, denoise: float, schedule: str, sigmas=None) -> dict:
+def sample(
+    model, positive, negative, latent: dict, seed: int, steps: int, cfg: float, denoise: float, schedule: str, sigmas=None
+) -> dict:
     """LATENT from noise and conditioning; `noise_mask` and `batch_index` of the latent are honoured. KleinError for a
     latent, conditioning or cfg that cannot be sampled, before anything is moved to the GPU."""
     samples = latent["samples"]
     tokens = latent_tokens(latent)
     if cfg > 1 and negative is None:
-        raise KleinError(f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1.")
+        raise KleinError(
+            f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
+        )
     for conditioning in (positive, negative or []):
         for text, _ in conditioning:
             _check(model, text)

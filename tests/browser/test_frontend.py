@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from environment import provision, small
 from environment.server import Server
 
@@ -11,7 +12,11 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 READY = "window.app && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
-pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.host,
+    pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,9 @@ def test_the_example_in_the_frontend_is_the_same_graph_as_its_api_file(page):
     exported = page.evaluate("app.graphToPrompt()")["output"]
     want = json.loads((provision.ROOT / "workflows/api/klein_9b_text_to_image.json").read_text())
     assert {number: {k: node[k] for k in ("class_type", "inputs")} for number, node in exported.items()} == want
-    missing = page.evaluate("app.graph.nodes.filter(node => node.has_errors || !LiteGraph.registered_node_types[node.type]).map(n => n.type)")
+    missing = page.evaluate(
+        "app.graph.nodes.filter(node => node.has_errors || !LiteGraph.registered_node_types[node.type]).map(n => n.type)"
+    )
     assert missing == []
 
 

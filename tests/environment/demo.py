@@ -17,7 +17,9 @@ from .server import Server
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--models", type=Path, help="a ComfyUI models folder with the real files, instead of small random ones")
+    options.add_argument(
+        "--models", type=Path, help="a ComfyUI models folder with the real files, instead of small random ones"
+    )
     options.add_argument("--size", type=int, default=0, help="pixels a side (default: 256 with small weights, else 1024)")
     options = options.parse_args()
     graph = json.loads((ROOT / "workflows/api/klein_9b_text_to_image.json").read_text())

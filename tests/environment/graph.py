@@ -49,7 +49,9 @@ class Graph(dict):
 
     def latents(self, *links):
         """Save the latents at these links (default: the sampler's) and return them, run in one prompt."""
-        saves = [self.new("SaveLatent", samples=link, filename_prefix=f"l{next(counter)}")[0] for link in links or [self.sampled]]
+        saves = [
+            self.new("SaveLatent", samples=link, filename_prefix=f"l{next(counter)}")[0] for link in links or [self.sampled]
+        ]
         try:
             outputs = self.comfy.run(self)
         finally:

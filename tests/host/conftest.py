@@ -1,6 +1,7 @@
 """One real ComfyUI for the whole run, with small models in the released formats."""
 
 import pytest
+
 from environment import provision, small
 from environment.graph import ENCODER, FLOW, Graph
 from environment.server import Server

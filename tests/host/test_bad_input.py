@@ -7,10 +7,11 @@ import time
 
 import pytest
 import torch
-from environment import bad_files, small
-from environment.server import PromptError, anonymous_bytes
 from PIL import Image
 from websocket import WebSocketTimeoutException, create_connection
+
+from environment import bad_files, small
+from environment.server import PromptError, anonymous_bytes
 
 CASES = {name: case[::2] for name, case in bad_files.bad_files().items()}
 INPUTS = {"flow": "flow_name", "encoder": "encoder_name", "vae": "vae_name"}

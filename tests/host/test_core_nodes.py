@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from environment import small
 from environment.server import PromptError
 from environment.small import comfy_noise, embed, relative
-from PIL import Image
 from samplers.schedule import sigmas as official
 
 TOLERANCE = 1e-4
@@ -114,7 +115,12 @@ def test_a_lora_with_bfl_names(graph, comfy, oracle, loader):
     """Against diffusers with the product of the LoRA's matrices added to its weights by hand."""
     state = small.flow_state(**small.FLOW)
     generator = torch.Generator().manual_seed(3)
-    targets = ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.2", "single_blocks.1.linear1", "single_blocks.0.linear2"]
+    targets = [
+        "double_blocks.0.img_attn.qkv",
+        "double_blocks.0.txt_mlp.2",
+        "single_blocks.1.linear1",
+        "single_blocks.0.linear2",
+    ]
     lora, rank, alpha, strength = {}, 4, 2.0, 0.7
     for layer in targets:
         out, into = state[f"{layer}.weight"].shape

@@ -5,6 +5,7 @@ Tolerance 1e-5 in float32: the host dequantises to the same products.
 
 import pytest
 import torch
+
 from environment import inprocess, small
 from environment.small import comfy_noise, embed, relative
 from samplers.schedule import sigmas

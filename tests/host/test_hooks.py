@@ -6,6 +6,7 @@ comparison would say nothing. Hooks that only newer hosts call are tested agains
 
 import pytest
 import torch
+
 from environment import inprocess, small
 from environment.small import relative
 

@@ -6,8 +6,9 @@ Tolerance 1e-4 for latents after four steps: each step is below 1e-5 and feeds t
 import numpy as np
 import pytest
 import torch
-from environment.small import comfy_noise, relative
 from PIL import Image
+
+from environment.small import comfy_noise, relative
 
 PROMPT = "A red fox asleep on a mossy stone, 狐狸 🦊 (word:1.3)"
 

@@ -5,6 +5,7 @@ Tolerance 1e-5 relative in float32; the layers are transformers' own, so what is
 
 import pytest
 import torch
+
 from environment import provision, small
 from model_loaders.qwen3.encoder import TAPS, load_encoder, read_encoder
 from model_loaders.qwen3.prompt import LENGTH, PAD, cut, load_tokenizer, tokenize, window
@@ -114,8 +115,9 @@ def test_a_prompt_is_cut_at_512_and_what_is_lost_is_counted(tokens, lost):
     [(4096, 36, 12288, False, 5_831_883_520, 8_190_735_360), (2560, 36, 9728, True, 3_114_088_192, 4_022_468_096)],
 )
 def test_full_size_parameters_kept(hidden, layers, mlp, tied, kept, whole):
-    from model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder
 
     encoder = Qwen3Encoder(EncoderSizes(hidden, 32, 8, 128, mlp, 151936), device="meta")
     assert sum(p.numel() for p in encoder.parameters()) == kept

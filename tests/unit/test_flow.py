@@ -5,6 +5,7 @@ Tolerance 1e-5 relative: both sum the same products in float32, in another order
 
 import pytest
 import torch
+
 from environment import small
 from environment.small import relative
 from model_loaders.flow.load import load_flow, read_flow

@@ -4,11 +4,22 @@ import ast
 import sys
 
 import pytest
+
 from environment.provision import ROOT
 
 ENGINE = sorted(path for folder in ("model_loaders", "samplers") for path in (ROOT / folder).rglob("*.py"))
 SHIPPED = ENGINE + sorted((ROOT / "nodes").rglob("*.py"))
-HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "latent_preview", "execution"}
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "nodes",
+    "server",
+    "latent_preview",
+    "execution",
+}
 
 
 def imported(path) -> set[str]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
 from samplers.euler import sample_euler
 from samplers.schedule import empirical_mu, last_part, sigmas
 
