@@ -1,0 +1,109 @@
+"""Sizes of references and the way back: from a picture of any size to a canvas on the 16-pixel grid of tokens.
+
+A picture is scaled as a whole, once, then cropped around its middle: `exact` and pictures that fit need no crop.
+Rules: `bfl`, Black Forest Labs' flux2, sampling.py (caps of 2024^2 pixels for one reference and 1024^2 for several,
+downscaling only); `one_megapixel`, ComfyUI's template for klein.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+GRID = 16  # pixels a side of a token
+MEGAPIXEL = 1024 * 1024
+SIZINGS = ("exact", "bfl", "one_megapixel", "keep")
+BFL_ALONE, BFL_SEVERAL = 2024**2, 1024**2
+
+Size = tuple[int, int]  # width and height in pixels
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How a picture lies on its canvas: scaled from `source` to `scaled`, then cut to `size` from `offset` on."""
+
+    source: Size
+    scaled: Size
+    offset: tuple[int, int]
+    size: Size
+
+    @property
+    def tokens(self) -> int:
+        return self.size[0] * self.size[1] // GRID**2
+
+    def to_source(self, x: float, y: float) -> tuple[float, float]:
+        """The place in the source of a place on the canvas; pixel i covers i to i + 1."""
+        return tuple((at + cut) * whole / scaled for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled))
+
+    def from_source(self, x: float, y: float) -> tuple[float, float]:
+        return tuple(at * scaled / whole - cut for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled))
+
+
+def fit(source: Size, sizing: str = "exact", max_megapixels: float = 1.0, several: bool = False) -> Canvas:
+    """The canvas of a picture (width, height).
+
+    exact: the largest size within max_megapixels, never larger than the source, each side rounded to the grid (16 at
+    least) and the whole picture scaled straight to it: nothing is cut, and the aspect keeps within half a grid step.
+    bfl, one_megapixel, keep: scaled by one factor for both sides, then the edges beyond the grid are cut off.
+    """
+    area = source[0] * source[1]
+    if sizing == "exact":
+        factor = min(1.0, math.sqrt(max_megapixels * MEGAPIXEL / area))
+        size = tuple(on_grid(side * factor) for side in source)
+        return Canvas(source, size, (0, 0), size)
+    if sizing == "bfl":
+        factor = min(1.0, math.sqrt((BFL_SEVERAL if several else BFL_ALONE) / area))
+    elif sizing == "one_megapixel":
+        factor = math.sqrt(MEGAPIXEL / area)
+    elif sizing == "keep":
+        factor = 1.0
+    else:
+        raise ValueError(f"sizing is {sizing!r}, expected one of {', '.join(SIZINGS)}")
+    scaled = tuple(max(round(side * factor), GRID) for side in source)
+    size = tuple(side // GRID * GRID for side in scaled)
+    return Canvas(source, scaled, tuple((whole - kept) // 2 for whole, kept in zip(scaled, size)), size)
+
+
+def on_grid(side: float) -> int:
+    """The nearest multiple of 16, 16 at least."""
+    return max(math.floor(side / GRID + 0.5), 1) * GRID
+
+
+def colours(image: Tensor) -> Tensor:
+    """(B, H, W, 1, 3 or 4) -> (B, H, W, 3): grey becomes three equal colours, alpha is left out (as ComfyUI's Load Image)."""
+    return image.expand(-1, -1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
+
+
+def resize(image: Tensor, size: Size) -> Tensor:
+    """(B, h, w, C) in [0, 1] -> (B, H, W, C): bicubic, antialiased where it gets smaller; itself when the size fits."""
+    if tuple(image.shape[2:0:-1]) == tuple(size):
+        return image
+    planes = rearrange(image, "b h w c -> b c h w")
+    planes = F.interpolate(planes, (size[1], size[0]), mode="bicubic", align_corners=False, antialias=True)
+    return rearrange(planes, "b c h w -> b h w c").clamp(0, 1)
+
+
+def place(image: Tensor, canvas: Canvas) -> Tensor:
+    """A picture (B, h, w, C) of the canvas' source size on its canvas: (B, H, W, 3)."""
+    (left, top), (width, height) = canvas.offset, canvas.size
+    return resize(colours(image), canvas.scaled)[:, top : top + height, left : left + width]
+
+
+def restore(image: Tensor, canvas: Canvas) -> Tensor:
+    """What was made on a canvas (B, H, W, C), at the source's size and place: (B, h, w, C).
+
+    An image larger or smaller than the canvas (upscaled, say) is taken to show the whole of it. Edges that were cut off
+    are filled with the nearest pixels.
+    """
+    image = resize(image, canvas.size)
+    (left, top), (width, height) = canvas.offset, canvas.size
+    right, bottom = canvas.scaled[0] - width - left, canvas.scaled[1] - height - top
+    if left or top or right or bottom:
+        planes = F.pad(rearrange(image, "b h w c -> b c h w"), (left, right, top, bottom), mode="replicate")
+        image = rearrange(planes, "b c h w -> b h w c")
+    return resize(image, canvas.source)
+
