@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension
 
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
 from .nodes.prompt import KleinPrompt
+from .nodes.references import KleinCanvasRestore, KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
 
 WEB_DIRECTORY = "./web"
@@ -16,6 +17,9 @@ class KleinExtension(ComfyExtension):
             KleinQwen3EncoderLoader,
             KleinVAELoader,
             KleinPrompt,
+            KleinReference,
+            KleinMultiReference,
+            KleinCanvasRestore,
             KleinDistilledSampler,
             KleinSchedule,
         ]

@@ -37,7 +37,9 @@ class Canvas:
 
     def to_source(self, x: float, y: float) -> tuple[float, float]:
         """The place in the source of a place on the canvas; pixel i covers i to i + 1."""
-        return tuple((at + cut) * whole / scaled for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled))
+        return tuple(
+            (at + cut) * whole / scaled for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled)
+        )
 
     def from_source(self, x: float, y: float) -> tuple[float, float]:
         return tuple(at * scaled / whole - cut for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled))
@@ -107,3 +109,11 @@ def restore(image: Tensor, canvas: Canvas) -> Tensor:
         image = rearrange(planes, "b c h w -> b h w c")
     return resize(image, canvas.source)
 
+
+def kept_tokens(mask: Tensor, canvas: Canvas) -> Tensor:
+    """Which tokens of a canvas a mask (1, h, w) keeps: (tokens,) bool, row by row. The mask, 1 = keep, covers the whole
+    source whatever its own size; a token is kept when at least half of its cell is masked."""
+    (left, top), (width, height) = canvas.offset, canvas.size
+    fitted = resize(mask[..., None].float(), canvas.scaled)[0, top : top + height, left : left + width, 0]
+    cells = rearrange(fitted, "(rows a) (columns b) -> (rows columns) (a b)", a=GRID, b=GRID)
+    return cells.mean(dim=1) > 0.5 - 1e-4

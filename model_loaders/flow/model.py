@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .positions import image_ids, rotate, rotations, text_ids
+from .references import Control, progress, select, strength_bias
 from .sizes import FlowSizes
 
 EPS = 1e-6
@@ -224,28 +225,34 @@ class Flow(nn.Module):
         ref_latents_method: str | None = None,
         control: dict | None = None,
         attention_mask: Tensor | None = None,
+        controls: tuple[Control, ...] = (),
         transformer_options: dict = {},
     ) -> Tensor:
         """x (B, channels, H, W) in the latent's units, timestep (B,) in [0, 1], context (B, L, width), references
-        (B or 1, channels, h, w) each, attention_mask additive float over the whole sequence -> velocity like x."""
+        (B or 1, channels, h, w) each with its control, attention_mask additive float over the whole sequence ->
+        velocity like x."""
         batch, _, height, width = x.shape
-        references = [ref.expand(batch, -1, -1, -1) for ref in ref_latents or ()]
-        boxes = [tuple(ref.shape[-2:]) for ref in references]
+        latents = [x, *(ref.expand(batch, -1, -1, -1) for ref in ref_latents or ())]
+        boxes = [tuple(latent.shape[-2:]) for latent in latents]
         method = ref_latents_method or self.params.default_ref_method
         options = dict(transformer_options)
-        if boxes:
-            options["reference_image_num_tokens"] = [h * w for h, w in boxes]
 
-        tokens = [rearrange(part, "b c h w -> b (h w) c") for part in (x, *references)]
-        ids = image_ids([(height, width), *boxes], method, options.get("rope_options"), x.device)
-        img = self.img_in(torch.cat(tokens, dim=1))
+        tokens, *reference_tokens = [rearrange(latent, "b c h w -> b (h w) c") for latent in latents]
+        ids, *reference_ids = image_ids(boxes, method, options.get("rope_options"), x.device)
+        now = progress(timestep, options.get("sample_sigmas"), controls)
+        references = select(reference_tokens, reference_ids, controls, now)
+        if references:
+            options["reference_image_num_tokens"] = [reference.tokens.shape[1] for reference in references]
+        img = self.img_in(torch.cat([tokens, *(reference.tokens for reference in references)], dim=1))
         txt = self.txt_in(context)
+        mask = add_masks(attention_mask, strength_bias(references, txt.shape[1] + height * width, img))
+        ids = torch.cat([ids, *(reference.ids for reference in references)], dim=1)
         img, txt, ids = self._post_input(img, txt, ids, text_ids(txt.shape[1], x.device), options)
         pe = rotations(ids, self.sizes.axes_dim)
 
         vec = self.time_in(timestep_embedding(timestep).to(img.dtype))
         zero_tokens = img.shape[1] - height * width if method == "index_timestep_zero" else 0
-        img = self._blocks(img, txt, vec, pe, zero_tokens, control, attention_mask, options)
+        img = self._blocks(img, txt, vec, pe, zero_tokens, control, mask, options)
         velocity = self.final_layer(img[:, : height * width], vec)
         return rearrange(velocity, "b (h w) c -> b c h w", h=height, w=width)
 
@@ -295,6 +302,15 @@ class Flow(nn.Module):
             out = patch({"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids, "transformer_options": options})
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
         return img, txt, torch.cat([txt_ids, img_ids], dim=1)
+
+
+def add_masks(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """An additive mask that broadcasts to (B, heads, queries, keys), with a bias (1, 1, 1, keys) on top."""
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    while mask.ndim < 4:
+        mask = mask.unsqueeze(-3)
+    return mask + bias
 
 
 def run_block(block: nn.Module, streams: tuple[str, ...], args: dict, patch=None) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ def text_ids(tokens: int, device=None) -> Tensor:
     return ids
 
 
-def image_ids(boxes: list[Box], method: str = "index", rope_options: dict | None = None, device=None) -> Tensor:
-    """(1, N, 4) float32: the image being made (first box), then its references, each row by row.
+def image_ids(boxes: list[Box], method: str = "index", rope_options: dict | None = None, device=None) -> list[Tensor]:
+    """(1, h*w, 4) float32 of each box: the image being made (first box), then its references, each row by row.
 
     method: ComfyUI's reference_latents_method. `index` (klein's own, a step of t for each reference),
     `index_timestep_zero` (the same places), `offset` (side by side at t = 1) or `uxo` (diagonal).
@@ -43,7 +43,7 @@ def image_ids(boxes: list[Box], method: str = "index", rope_options: dict | None
             t, origin = 1, (0, width) if h + height > w + width else (height, 0)
             height, width = max(height, h + origin[0]), max(width, w + origin[1])
         ids.append(_grid((h, w), t, origin, rope_options, device))
-    return torch.cat(ids, dim=1)
+    return ids
 
 
 def _grid(box: Box, t: float, origin: Box, rope_options: dict | None, device) -> Tensor:

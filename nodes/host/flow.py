@@ -123,6 +123,7 @@ class HostedFlow(Flow):
             ref_latents_method=kwargs.get("ref_latents_method"),
             control=control,
             attention_mask=kwargs.get("attention_mask"),
+            controls=kwargs.get("klein_controls", ()),
             transformer_options=transformer_options,
         )
 
@@ -150,6 +151,9 @@ class KleinModel(comfy.model_base.Flux2):
         out = super().extra_conds(**kwargs)
         # The host pads short texts on the left, as FLUX.2 [dev] wants them; klein sees what the encoder gave.
         out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
+        controls = kwargs.get("klein", {}).get("controls", ())
+        if controls:
+            out["klein_controls"] = comfy.conds.CONDConstant(controls)
         return out
 
     def extra_conds_shapes(self, **kwargs):

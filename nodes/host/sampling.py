@@ -31,8 +31,8 @@ def sample(
             f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
         )
     for conditioning in (positive, negative or []):
-        for text, _ in conditioning:
-            _check(model, text)
+        for text, values in conditioning:
+            _check(model, text, values)
     if sigmas is None:
         sigmas = make_sigmas(steps, tokens, schedule, denoise)
     _advise(model, len(sigmas) - 1, cfg)
@@ -78,9 +78,14 @@ def pixel_tokens(width: int, height: int) -> int:
     return (width // 16) * (height // 16)
 
 
-def _check(model, text: torch.Tensor) -> None:
+def _check(model, text: torch.Tensor, values: dict) -> None:
     if isinstance(model.model, KleinModel):
         check_text_width(model.model, text)
+    elif values.get("klein", {}).get("controls"):
+        raise KleinError(
+            "A reference has a strength, mask or window, which needs a model from Klein Flow Loader, and this one is from "
+            "another loader: change the loader, or leave those settings out."
+        )
 
 
 def _advise(model, steps: int, cfg: float) -> None:

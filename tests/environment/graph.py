@@ -6,6 +6,8 @@ import copy
 import itertools
 import json
 
+import numpy as np
+from PIL import Image
 from safetensors.torch import load_file
 
 from . import provision
@@ -60,3 +62,9 @@ class Graph(dict):
         files = [self.comfy.file(outputs[save]["latents"][0]) for save in saves]
         tensors = [load_file(file)["latent_tensor"] for file in files]
         return tensors if links else tensors[0]
+
+
+def picture(comfy, name, width, height, seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(comfy.base / "input" / name)
+    return name

@@ -183,8 +183,9 @@ def pipeline(flow, encoder, tokenizer, vae):
 
 
 @torch.no_grad()
-def velocity(oracle, x, t, context, references=()) -> torch.Tensor:
-    """diffusers' transformer on latents (B, channels, H, W), packed and numbered as its Klein pipeline does."""
+def velocity(oracle, x, t, context, references=(), keep=()) -> torch.Tensor:
+    """diffusers' transformer on latents (B, channels, H, W), packed and numbered as its Klein pipeline does. keep: for
+    each reference which of its tokens are there (h*w,) bool, None for all."""
     batch, channels, height, width = x.shape
     latents = [x, *(reference.expand(batch, -1, -1, -1) for reference in references)]
     zero = torch.tensor([0])
@@ -192,8 +193,12 @@ def velocity(oracle, x, t, context, references=()) -> torch.Tensor:
         torch.cartesian_prod(torch.tensor([10 * k]), *(torch.arange(n) for n in latent.shape[-2:]), zero)
         for k, latent in enumerate(latents)
     ]
+    tokens = [latent.flatten(2).transpose(1, 2) for latent in latents]
+    for number, kept in enumerate(keep, start=1):
+        if kept is not None:
+            tokens[number], ids[number] = tokens[number][:, kept], ids[number][kept]
     out = oracle(
-        hidden_states=torch.cat([latent.flatten(2).transpose(1, 2) for latent in latents], dim=1),
+        hidden_states=torch.cat(tokens, dim=1),
         timestep=t,
         encoder_hidden_states=context.expand(batch, -1, -1),
         img_ids=torch.cat(ids),
@@ -203,13 +208,13 @@ def velocity(oracle, x, t, context, references=()) -> torch.Tensor:
     return out[:, : height * width].transpose(1, 2).reshape(batch, channels, height, width)
 
 
-def euler(oracle, x, sigmas, context, references=(), cfg=1.0, negative=None) -> torch.Tensor:
+def euler(oracle, x, sigmas, context, references=(), cfg=1.0, negative=None, keep=()) -> torch.Tensor:
     """Euler's method on diffusers' transformer, with classifier-free guidance when cfg is not 1."""
     for now, following in zip(sigmas[:-1], sigmas[1:]):
         t = torch.full((x.shape[0],), float(now))
-        v = velocity(oracle, x, t, context, references)
+        v = velocity(oracle, x, t, context, references, keep)
         if cfg != 1:
-            without = velocity(oracle, x, t, negative, references)
+            without = velocity(oracle, x, t, negative, references, keep)
             v = without + cfg * (v - without)
         x = x + (following - now) * v
     return x

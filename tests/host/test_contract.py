@@ -9,6 +9,12 @@ CONTRACT = {
     "KleinQwen3EncoderLoader": ("encoder_name device", "CLIP"),
     "KleinVAELoader": ("vae_name", "VAE"),
     "KleinPrompt": ("clip text", "CONDITIONING STRING"),
+    "KleinReference": ("image strength start_percent end_percent references mask", "KLEIN_REFERENCES"),
+    "KleinMultiReference": (
+        "positive vae sizing max_megapixels width height batch_size negative image_1 image_2 image_3 image_4 references",
+        "CONDITIONING CONDITIONING LATENT KLEIN_CANVAS STRING",
+    ),
+    "KleinCanvasRestore": ("image canvas", "IMAGE"),
     "KleinDistilledSampler": (
         "model positive latent_image seed steps cfg denoise schedule negative sigmas",
         "LATENT",

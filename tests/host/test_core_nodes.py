@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from environment import small
+from environment.graph import picture
 from environment.server import PromptError
 from environment.small import comfy_noise, embed, relative
 from samplers.schedule import sigmas as official
@@ -66,12 +67,6 @@ def test_sampler_custom_advanced_is_our_sampler(graph, oracle, guider, scheduler
     want = small.euler(oracle.transformer, comfy_noise(7), official(4, 192), embed(oracle, graph.prompt["text"]))
     assert relative(got, want) < TOLERANCE
     assert relative(ours, want) < TOLERANCE
-
-
-def picture(comfy, name, width, height, seed):
-    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(comfy.base / "input" / name)
-    return name
 
 
 def test_reference_latents_of_core_nodes(graph, comfy, oracle):

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from samplers.geometry import GRID, MEGAPIXEL, SIZINGS, Canvas, colours, fit, on_grid, place, resize, restore
+from samplers.geometry import GRID, MEGAPIXEL, SIZINGS, Canvas, colours, fit, kept_tokens, on_grid, place, resize, restore
 
 
 def random_sizes(count=200, low=16, high=4000):
@@ -130,3 +130,20 @@ def test_grey_becomes_three_colours_and_alpha_is_left_out():
 
 def test_on_grid_rounds_halves_up():
     assert [on_grid(side) for side in (1, 16, 23.9, 24, 40)] == [16, 16, 16, 32, 48]
+
+
+def test_a_token_is_kept_when_at_least_half_of_its_cell_is_masked():
+    canvas = fit((64, 48), "exact")
+    mask = torch.zeros(1, 48, 64)
+    mask[:, :, :24] = 1  # one and a half columns of cells
+    assert kept_tokens(mask, canvas).view(3, 4).int().tolist() == [[1, 1, 0, 0]] * 3
+    mask[:, :, 23] = 0
+    assert kept_tokens(mask, canvas).view(3, 4).int().tolist() == [[1, 0, 0, 0]] * 3
+
+
+def test_a_mask_of_another_size_covers_the_whole_source():
+    canvas = fit((1000, 700), "bfl", several=True)
+    mask = torch.zeros(1, 70, 100)
+    mask[:, :35] = 1
+    rows = kept_tokens(mask, canvas).view(canvas.size[1] // GRID, -1).float().mean(1)
+    assert rows.tolist() == [1.0 if canvas.to_source(0, 16 * i + 8)[1] <= 350 else 0.0 for i in range(len(rows))]

@@ -1,0 +1,160 @@
+"""Reference images into conditioning: ComfyUI's own `reference_latents`, and beside them, under the pack's key `klein`,
+what each reference is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+
+from ...model_loaders.errors import KleinError
+from ...model_loaders.flow.references import NEUTRAL, Control
+from ...samplers.geometry import Canvas, fit, kept_tokens, on_grid, place
+from ...samplers.report import Entry, report
+from .sampling import CHANNELS
+
+MOST = 10  # references of one image
+KEPT_LATENTS = 32  # encoded references kept for each VAE: 2 MB each at a megapixel
+SOCKETS = ("image_1", "image_2", "image_3", "image_4")
+
+_latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One image (1, h, w, C) with its mask (1, h, w) or None, strength, and window of the steps."""
+
+    image: torch.Tensor
+    mask: torch.Tensor | None = None
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def source(self) -> tuple[int, int]:
+        return self.image.shape[2], self.image.shape[1]
+
+
+def chain(image, references=(), mask=None, strength=1.0, start=0.0, end=1.0) -> tuple[Reference, ...]:
+    """KLEIN_REFERENCES: those given, then each image of the batch with the same mask, strength and window."""
+    if start >= end:
+        raise KleinError(
+            f"start_percent is {start:g} and end_percent {end:g}, which leaves no step: set the end above the start."
+        )
+    mask = None if mask is None else mask[:1]
+    return (*references, *(Reference(single, mask, strength, start, end) for single in image.split(1)))
+
+
+def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size):
+    """(positive, negative, LATENT, KLEIN_CANVAS, report) with references appended to those that the conditioning has.
+
+    images: socket -> IMAGE, in order. Each image of a batch is a reference of its own.
+    """
+    chosen = [Reference(single) for image in images.values() for single in image.split(1)] + list(references or ())
+    before = positive[0][1].get("reference_latents", []) if positive else []
+    warnings = gaps(images, len(before) + 1)
+    if len(before) + len(chosen) > MOST:
+        raise KleinError(f"There are {len(before) + len(chosen)} references, expected {MOST} at most: disconnect some.")
+    canvases = [fit(ref.source, sizing, max_megapixels, several=len(before) + len(chosen) > 1) for ref in chosen]
+    controls = [control_of(ref, canvas) for ref, canvas in zip(chosen, canvases)]
+    latents = [encode(vae, place(ref.image, canvas)) for ref, canvas in zip(chosen, canvases)]
+
+    canvas = output_canvas([*(pixels(latent) for latent in before), *canvases], width, height)
+    latent = torch.zeros(
+        batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
+    )
+    entries = [Entry(None, pixels(old).size, pixels(old).tokens, ("already in the conditioning",)) for old in before]
+    for number, (ref, fitted, control) in enumerate(zip(chosen, canvases, controls), start=len(entries) + 1):
+        entries.append(entry(ref, fitted, control))
+        if control.keep is not None and not any(control.keep):
+            warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
+    text = positive[0][0].shape[1] if positive else 0
+    prompt = positive[0][1].get("klein", {}).get("prompt") if positive else None
+    lines = report(entries, canvas.size, text, prompt, warnings)
+    added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
+    return *added, {"samples": latent}, canvas, lines
+
+
+def gaps(images: dict, number: int) -> list[str]:
+    """Warnings where a socket is empty before a connected one; `number` is that of the first image."""
+    warnings = []
+    for name, image in images.items():
+        if any(earlier not in images for earlier in SOCKETS[: SOCKETS.index(name)]):
+            warnings.append(f"{name} is image {number}, as a socket before it is empty")
+        number += len(image)
+    return warnings
+
+
+def control_of(reference: Reference, canvas: Canvas) -> Control:
+    keep = None
+    if reference.mask is not None:
+        kept = kept_tokens(reference.mask.cpu(), canvas)
+        keep = None if kept.all() else bytes(kept.tolist())
+    return Control(reference.strength, keep, reference.start, reference.end)
+
+
+def entry(reference: Reference, canvas: Canvas, control: Control) -> Entry:
+    kept = canvas.tokens if control.keep is None else sum(control.keep)
+    notes = []
+    if control.keep is not None:
+        notes.append(f"{kept} of {canvas.tokens} tokens kept by the mask")
+    if control.strength == 0:
+        kept, notes = 0, [*notes, "strength 0: left out"]
+    elif control.strength != 1:
+        notes.append(f"strength {control.strength:g}")
+    if control.start > 0 or control.end < 1:
+        notes.append(f"steps from {control.start:.0%} to {control.end:.0%}")
+    return Entry(reference.source, canvas.size, kept, tuple(notes))
+
+
+def encode(vae, image: torch.Tensor) -> torch.Tensor:
+    """(1, 128, H/16, W/16) of an image (1, H, W, 3), from memory when this VAE has seen these pixels."""
+    kept = _latents.setdefault(vae.first_stage_model, OrderedDict())
+    pixels = image.cpu().contiguous()
+    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).digest()
+    if digest not in kept:
+        kept[digest] = vae.encode(image)
+        while len(kept) > KEPT_LATENTS:
+            kept.popitem(last=False)
+    kept.move_to_end(digest)
+    return kept[digest]
+
+
+def append(conditioning, latents: list, controls: list[Control]):
+    """The conditioning with references behind its own; None stays None. Controls are written only where one asks for
+    something, so that neutral references are exactly ComfyUI's own."""
+    if conditioning is None or not latents:
+        return conditioning
+    out = []
+    for text, values in conditioning:
+        values = dict(values)
+        klein = dict(values.get("klein", {}))
+        before = values.get("reference_latents", [])
+        old = klein.get("controls", ()) + (NEUTRAL,) * (len(before) - len(klein.get("controls", ())))
+        values["reference_latents"] = [*before, *latents]
+        if any(control != NEUTRAL for control in (*old, *controls)):
+            klein["controls"] = (*old, *controls)
+            values["klein"] = klein
+        out.append([text, values])
+    return out
+
+
+def pixels(latent: torch.Tensor) -> Canvas:
+    """The canvas of a reference that is known only by its latent."""
+    size = (16 * latent.shape[-1], 16 * latent.shape[-2])
+    return Canvas(size, size, (0, 0), size)
+
+
+def output_canvas(canvases: list[Canvas], width: int, height: int) -> Canvas:
+    """The canvas of the image to be made: that of image 1, or the size asked for (0: from the other side and image 1's
+    aspect), which then stands for the whole of image 1's source."""
+    first = canvases[0] if canvases else Canvas((1024, 1024), (1024, 1024), (0, 0), (1024, 1024))
+    if not width and not height:
+        return first
+    across, down = first.source
+    size = on_grid(width or height * across / down), on_grid(height or width * down / across)
+    return Canvas(first.source if canvases else size, size, (0, 0), size)

@@ -1,0 +1,122 @@
+"""Several reference images in one conditioning, each with its own strength, mask and window, and the way back."""
+
+from comfy_api.latest import io
+
+from ..samplers.geometry import SIZINGS, restore
+from .host.references import SOCKETS, chain, combine
+from .loaders import CATEGORY
+
+References = io.Custom("KLEIN_REFERENCES")
+CanvasType = io.Custom("KLEIN_CANVAS")
+
+
+class KleinReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        percent = dict(min=0.0, max=1.0, step=0.01)
+        return io.Schema(
+            node_id="KleinReference",
+            display_name="Klein Reference",
+            category=CATEGORY,
+            description="A reference image with its own strength, mask and part of the steps. Chain several; each image of a "
+            "batch is a reference. Needs a model of Klein Flow Loader.",
+            inputs=[
+                io.Image.Input("image"),
+                References.Input("references", optional=True, tooltip="References that come before this one."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White is kept. Parts of 16x16 pixels that are less than half white never enter the model.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much attention the reference gets: 2 doubles its weight, 0 leaves it out, 1 changes nothing.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, **percent, tooltip="The part of the steps from which on it is there."
+                ),
+                io.Float.Input("end_percent", default=1.0, **percent, tooltip="The part of the steps until which it is there."),
+            ],
+            outputs=[References.Output(display_name="references")],
+        )
+
+    @classmethod
+    def execute(cls, image, strength, start_percent, end_percent, references=(), mask=None) -> io.NodeOutput:
+        return io.NodeOutput(chain(image, references, mask, strength, start_percent, end_percent))
+
+
+class KleinMultiReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        side = dict(default=0, min=0, max=16384, step=16, tooltip="Of the image to be made, in pixels; 0: from image 1.")
+        return io.Schema(
+            node_id="KleinMultiReference",
+            display_name="Klein Multi Reference",
+            category=CATEGORY,
+            description="Adds reference images to a prompt and gives the empty latent to sample. The prompt calls them image 1, "
+            "image 2, ... in the order of the sockets, then of the chain.",
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Vae.Input("vae"),
+                io.Combo.Input(
+                    "sizing",
+                    options=list(SIZINGS),
+                    default="exact",
+                    tooltip="exact: the whole image, resized once to the 16-pixel grid, never enlarged. bfl: Black Forest Labs' caps, "
+                    "edges beyond the grid cut off. one_megapixel: always 1 megapixel, as ComfyUI's template. keep: as it is, edges cut.",
+                ),
+                io.Float.Input(
+                    "max_megapixels",
+                    default=1.0,
+                    min=0.01,
+                    max=16.0,
+                    step=0.05,
+                    tooltip="The largest reference under exact (1: 1024x1024).",
+                ),
+                io.Int.Input("width", **side),
+                io.Int.Input("height", **side),
+                io.Int.Input("batch_size", default=1, min=1, max=4096),
+                io.Conditioning.Input("negative", optional=True, tooltip="Gets the same references; for klein base."),
+                *(io.Image.Input(name, optional=True) for name in SOCKETS),
+                References.Input(
+                    "references", optional=True, tooltip="From Klein Reference: they come after the sockets' images."
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+                CanvasType.Output(display_name="canvas"),
+                io.String.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, positive, vae, sizing, max_megapixels, width, height, batch_size, negative=None, references=(), **images
+    ) -> io.NodeOutput:
+        images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
+        return io.NodeOutput(
+            *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
+        )
+
+
+class KleinCanvasRestore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinCanvasRestore",
+            display_name="Klein Canvas Restore",
+            category=CATEGORY,
+            description="Brings an image made on a canvas back to the size and place of the source, without shift or zoom.",
+            inputs=[io.Image.Input("image"), CanvasType.Input("canvas", tooltip="From Klein Multi Reference.")],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, image, canvas) -> io.NodeOutput:
+        return io.NodeOutput(restore(image, canvas))

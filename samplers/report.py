@@ -1,0 +1,52 @@
+"""What the user is told about references: their numbers, sizes, tokens, and whether the prompt names them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+NUMBERS = r"\d+(?:\s*(?:,|and|&|or|to|-)\s*(?:image\s+)?\d+)*"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One reference: sizes in pixels, tokens that enter the sequence, and notes such as its strength."""
+
+    source: tuple[int, int] | None
+    size: tuple[int, int]
+    tokens: int
+    notes: tuple[str, ...] = ()
+
+
+def named_images(prompt: str) -> set[int]:
+    """The numbers that a prompt gives to images: 'image 1', 'images 1 and 2', 'Image 3'."""
+    found = re.findall(rf"\bimages?\s*#?({NUMBERS})", prompt, flags=re.IGNORECASE)
+    return {int(number) for group in found for number in re.findall(r"\d+", group)}
+
+
+def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prompt: str | None, warnings: list[str]) -> str:
+    """A line for each reference, one for the canvas, and the warnings."""
+    image_tokens = canvas[0] * canvas[1] // 256
+    total = text_tokens + image_tokens + sum(entry.tokens for entry in entries)
+    lines = []
+    for number, entry in enumerate(entries, start=1):
+        source = "" if entry.source in (None, entry.size) else f"{entry.source[0]}x{entry.source[1]} to "
+        size = f"{source}{entry.size[0]}x{entry.size[1]}"
+        parts = [f"image {number}: {size}", f"{entry.tokens} tokens", f"{100 * entry.tokens / total:.0f} %", *entry.notes]
+        lines.append(", ".join(parts))
+    lines.append(f"canvas: {canvas[0]}x{canvas[1]}, {image_tokens} tokens, {total} with text and references")
+    return "\n".join(lines + [f"Warning: {text}" for text in warnings + naming(len(entries), prompt)])
+
+
+def naming(count: int, prompt: str | None) -> list[str]:
+    """Warnings where the prompt and the references do not agree. A single reference needs no name."""
+    if prompt is None:
+        return []
+    named = named_images(prompt)
+    missing = [
+        f"the prompt names image {number}, but there are {count} references"
+        for number in sorted(named)
+        if not 1 <= number <= count
+    ]
+    unnamed = [number for number in range(1, count + 1) if number not in named] if count > 1 else []
+    return missing + [f"the prompt does not name image {number}" for number in unnamed]

@@ -1,0 +1,221 @@
+"""Klein Multi Reference and its neighbours in the real host, against diffusers' transformer on the same weights.
+
+Tolerance 1e-4: four steps of 1e-5 each. What must change nothing is compared bit for bit.
+"""
+
+import pytest
+import torch
+from PIL import Image
+
+from environment import inprocess, small
+from environment.graph import picture
+from environment.server import PromptError
+from environment.small import comfy_noise, embed, relative
+from samplers.geometry import fit
+from samplers.schedule import sigmas
+
+TOLERANCE = 1e-4
+SIZES = [(96, 64), (64, 160), (48, 48)]  # of the pictures; all fit the canvas as they are
+
+
+@pytest.fixture
+def pictures(graph, comfy):
+    """Links to the images of three pictures."""
+    names = [picture(comfy, f"multi{seed}.png", *size, seed) for seed, size in enumerate(SIZES)]
+    return [graph.new("LoadImage", image=name) for name in names]
+
+
+@pytest.fixture
+def combined(graph):
+    """combined(image_1=..., ...) adds the combiner before the sampler, and returns its node's number."""
+    graph.without_image()
+    vae = graph.new("KleinVAELoader", **graph.vae)
+
+    def add(**inputs):
+        settings = dict(
+            positive=graph.positive, vae=vae, sizing="exact", max_megapixels=1.0, width=256, height=192, batch_size=1
+        )
+        number, _ = graph.new("KleinMultiReference", **{**settings, **inputs})
+        graph.sampler.update(positive=[number, 0], latent_image=[number, 2])
+        return number
+
+    add.vae = vae
+    return add
+
+
+def reference(graph, image, **settings):
+    return graph.new("KleinReference", image=image, **{**dict(strength=1.0, start_percent=0.0, end_percent=1.0), **settings})
+
+
+def encoded(graph, combined, images):
+    return graph.latents(*(graph.new("VAEEncode", pixels=image, vae=combined.vae) for image in images))
+
+
+def report(graph, comfy, number) -> list[str]:
+    show = graph.new("PreviewAny", source=[number, 4])[0]
+    return comfy.run(graph)[show]["text"][0].split("\n")
+
+
+def test_neutral_references_are_bit_equal_to_reference_latent_and_match_diffusers(graph, combined, pictures, oracle):
+    combined(image_1=pictures[0], image_2=pictures[1], references=reference(graph, pictures[2]))
+    got = graph.latents()
+    latents = encoded(graph, combined, pictures)
+    positive = graph.positive
+    for image in pictures:
+        latent = graph.new("VAEEncode", pixels=image, vae=combined.vae)
+        positive = graph.new("ReferenceLatent", conditioning=positive, latent=latent)
+    graph.sampler.update(positive=positive, latent_image=graph.empty)
+    assert torch.equal(got, graph.latents())
+    text = embed(oracle, graph.prompt["text"])
+    want = small.euler(oracle.transformer, comfy_noise(7), sigmas(4, 192), text, latents)
+    assert relative(got, want) < TOLERANCE
+
+
+def test_references_of_the_conditioning_come_first_and_a_batch_is_several(graph, combined, pictures):
+    combined(image_1=pictures[0], image_2=pictures[2], image_3=pictures[2])
+    want = graph.latents()
+    latent = graph.new("VAEEncode", pixels=pictures[0], vae=combined.vae)
+    before = graph.new("ReferenceLatent", conditioning=graph.positive, latent=latent)
+    batch = graph.new("ImageBatch", image1=pictures[2], image2=pictures[2])
+    combined(positive=before, image_2=batch)
+    assert torch.equal(graph.latents(), want)
+
+
+@pytest.mark.parametrize("gone", [{"strength": 0.0}, {"mask": 0.0}])
+def test_a_last_reference_that_is_gone_equals_the_graph_without_it_bit_for_bit(graph, combined, pictures, gone):
+    combined(image_1=pictures[0])
+    want = graph.latents()
+    if "mask" in gone:
+        gone = {"mask": graph.new("SolidMask", value=0.0, width=64, height=64)}
+    combined(image_1=pictures[0], references=reference(graph, pictures[1], **gone))
+    assert torch.equal(graph.latents(), want)
+
+
+def test_a_mask_leaves_out_its_tokens_and_keeps_the_places_of_the_others(graph, combined, pictures, oracle):
+    half = graph.new(
+        "MaskComposite", destination=graph.new("SolidMask", value=0.0, width=96, height=64),
+        source=graph.new("SolidMask", value=1.0, width=40, height=64), x=0, y=0, operation="add",
+    )  # fmt: skip
+    combined(references=reference(graph, pictures[1], references=reference(graph, pictures[0], mask=half)))
+    got = graph.latents()
+    latents = encoded(graph, combined, pictures[:2])
+    keep = torch.zeros(4, 6, dtype=torch.bool)
+    keep[:, :3] = True  # 40 of 48 pixels: two whole columns and half of the third
+    text = embed(oracle, graph.prompt["text"])
+    want = small.euler(oracle.transformer, comfy_noise(7), sigmas(4, 192), text, latents, keep=[keep.flatten(), None])
+    assert relative(got, want) < TOLERANCE
+
+
+def test_a_window_is_counted_in_steps(graph, combined, pictures, oracle):
+    combined(references=reference(graph, pictures[0], start_percent=0.5))
+    got = graph.latents()
+    latents = [encoded(graph, combined, pictures[:1])[0]]
+    text, schedule = embed(oracle, graph.prompt["text"]), sigmas(4, 192)
+    x = small.euler(oracle.transformer, comfy_noise(7), schedule[:3], text)
+    want = small.euler(oracle.transformer, x, schedule[2:], text, latents)
+    assert relative(got, want) < TOLERANCE
+
+
+def test_strength_changes_the_image_and_1_does_not(graph, combined, pictures):
+    combined(image_1=pictures[0])
+    plain = graph.latents()
+    combined(references=reference(graph, pictures[0], strength=1.0))
+    assert torch.equal(graph.latents(), plain)
+    combined(references=reference(graph, pictures[0], strength=2.0))
+    assert relative(graph.latents(), plain) > 1e-3
+
+
+def test_the_negative_gets_the_same_references(graph, combined, pictures, oracle):
+    negative = graph.new("KleinPrompt", clip=graph.clip_out, text="")
+    number = combined(image_1=pictures[0], negative=negative)
+    graph.sampler.update(cfg=3.0, negative=[number, 1])
+    got = graph.latents()
+    latents = [encoded(graph, combined, pictures[:1])[0]]
+    texts = embed(oracle, graph.prompt["text"]), embed(oracle, "")
+    want = small.euler(oracle.transformer, comfy_noise(7), sigmas(4, 192), texts[0], latents, cfg=3.0, negative=texts[1])
+    assert relative(got, want) < TOLERANCE
+
+
+def test_without_any_reference_the_conditioning_is_the_prompts_own(graph, combined):
+    want = graph.latents()
+    combined()
+    assert torch.equal(graph.latents(), want)
+
+
+def test_the_canvas_is_image_1s_and_the_result_comes_back_at_its_size(graph, combined, comfy):
+    image = graph.new("LoadImage", image=picture(comfy, "odd.png", 100, 70, 4))
+    number = combined(image_1=image, width=0, height=0)
+    assert graph.latents().shape == (1, 128, 4, 6)
+    decoded = graph.new("VAEDecode", samples=graph.sampled, vae=combined.vae)
+    back = graph.new("KleinCanvasRestore", image=decoded, canvas=[number, 3])
+    saved = graph.new("SaveImage", images=back, filename_prefix="restored")[0]
+    assert Image.open(comfy.file(comfy.run(graph)[saved]["images"][0])).size == (100, 70)
+
+
+def test_the_report_numbers_every_image_and_warns(graph, combined, pictures, comfy):
+    graph.prompt["text"] = "the fox of image 1 beside the tree of image 4"
+    empty = graph.new("SolidMask", value=0.0, width=8, height=8)
+    number = combined(
+        image_1=pictures[0], image_3=pictures[1], references=reference(graph, pictures[2], strength=0.5, mask=empty),
+        width=0, height=0,
+    )  # fmt: skip
+    assert report(graph, comfy, number) == [
+        "image 1: 96x64, 24 tokens, 4 %",
+        "image 2: 64x160, 40 tokens, 7 %",
+        "image 3: 48x48, 0 tokens, 0 %, 0 of 9 tokens kept by the mask, strength 0.5",
+        "canvas: 96x64, 24 tokens, 600 with text and references",
+        "Warning: image_3 is image 2, as a socket before it is empty",
+        "Warning: the mask of image 3 keeps nothing, so image 3 is left out",
+        "Warning: the prompt names image 4, but there are 3 references",
+        "Warning: the prompt does not name image 2",
+        "Warning: the prompt does not name image 3",
+    ]
+
+
+def test_eleven_references_are_refused(graph, combined, pictures, comfy):
+    batch = graph.new("RepeatImageBatch", image=pictures[0], amount=11)
+    combined(image_1=batch)
+    with pytest.raises(PromptError, match="^There are 11 references, expected 10 at most: disconnect some.$"):
+        graph.latents()
+
+
+def test_a_window_without_a_step_is_refused(graph, combined, pictures):
+    combined(references=reference(graph, pictures[0], start_percent=0.5, end_percent=0.5))
+    with pytest.raises(
+        PromptError, match="^start_percent is 0.5 and end_percent 0.5, which leaves no step: set the end above the start.$"
+    ):
+        graph.latents()
+
+
+def test_a_new_prompt_does_not_encode_the_images_again(tmp_path):
+    references = inprocess.import_adapter("references")
+    vae = inprocess.import_adapter("vae").load_vae(
+        small.save(small.vae_state(small.vae_oracle()), tmp_path / "vae.safetensors")
+    )
+    encode, calls = vae.encode, []
+    vae.encode = lambda image: calls.append(image.shape) or encode(image)
+    image = torch.rand(2, 64, 96, 3)
+
+    def combine(prompt, image):
+        text = [[torch.zeros(1, 512, 12), {"klein": {"prompt": prompt}}]]
+        return references.combine(text, None, vae, {"image_1": image}, (), "exact", 1.0, 0, 0, 1)[0][0][1]["reference_latents"]
+
+    first = combine("a cat", image)
+    assert len(calls) == 2
+    again = combine("a dog", image.clone())
+    assert len(calls) == 2 and all(map(torch.equal, first, again))
+    image[1, 0, 0, 0] += 0.01
+    combine("a dog", image)
+    assert len(calls) == 3
+
+
+def test_rgba_and_grey_images_and_a_panorama_are_encoded(tmp_path):
+    references = inprocess.import_adapter("references")
+    vae = inprocess.import_adapter("vae").load_vae(
+        small.save(small.vae_state(small.vae_oracle()), tmp_path / "vae.safetensors")
+    )
+    text = [[torch.zeros(1, 512, 12), {}]]
+    for image in (torch.rand(1, 64, 96, 4), torch.rand(1, 64, 96, 1), torch.rand(1, 40, 320, 3), torch.rand(1, 1, 1, 3)):
+        _, _, latent, canvas, _ = references.combine(text, None, vae, {"image_1": image}, (), "exact", 1.0, 0, 0, 3)
+        assert canvas.size == fit((image.shape[2], image.shape[1])).size
+        assert latent["samples"].shape == (3, 128, canvas.size[1] // 16, canvas.size[0] // 16)
