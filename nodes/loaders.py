@@ -31,7 +31,7 @@ class KleinFlowLoader(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip="default keeps the file's own. fp8_e4m3fn halves a bf16 file's memory: the matrices of the "
-                    "blocks are rounded to 8 bits, each with its own scale.",
+                    "blocks are rounded to 8 bits, each with its own scale. Layers that the file has in fp8 stay so.",
                 ),
                 io.Combo.Input(
                     "variant",
@@ -50,7 +50,7 @@ class KleinFlowLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, flow_name, weight_dtype, variant) -> io.NodeOutput:
-        return io.NodeOutput(load_model(files.resolve("diffusion_models", flow_name), weight_dtype, variant))
+        return io.NodeOutput(load_model(files.resolve("diffusion_models", "transformer", flow_name), weight_dtype, variant))
 
 
 class KleinQwen3EncoderLoader(io.ComfyNode):
@@ -85,7 +85,7 @@ class KleinQwen3EncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder_name, device) -> io.NodeOutput:
-        return io.NodeOutput(load_clip(files.resolve("text_encoders", encoder_name), device))
+        return io.NodeOutput(load_clip(files.resolve("text_encoders", "text_encoder", encoder_name), device))
 
 
 class KleinVAELoader(io.ComfyNode):
@@ -112,4 +112,4 @@ class KleinVAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(files.resolve("vae", vae_name)))
+        return io.NodeOutput(load_vae(files.resolve("vae", "vae", vae_name)))

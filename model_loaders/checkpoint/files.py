@@ -86,7 +86,7 @@ def _files(path: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names = sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KleinError(f"{index.name} is not a safetensors index ({error}): download it again.") from error
     missing = [name for name in names if not (index.parent / name).is_file()]

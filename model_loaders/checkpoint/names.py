@@ -3,7 +3,9 @@ Hugging Face's for the encoder). A plan says for each canonical tensor where it 
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -76,8 +78,24 @@ class Plan:
             out[f"{layer}.weight"] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         return out
 
-    def dtype(self, layer: str) -> torch.dtype:
-        return self.checkpoint.dtypes[self.names[self.sources[layer][0]]]
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most of the weights that are not quantised, by their number of elements."""
+        elements = Counter()
+        for layer, dtype in self._matrices():
+            elements[dtype] += math.prod(self.shapes[f"{layer}.weight"])
+        return elements.most_common(1)[0][0] if elements else torch.bfloat16
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all matrices that are not quantised have that dtype."""
+        return {dtype for _, dtype in self._matrices()} == {self.dtype}
+
+    def _matrices(self):
+        """(layer, dtype in the file) of each matrix that is not quantised."""
+        for layer, sources in self.sources.items():
+            if layer not in self.quantised and len(self.checkpoint.shapes[self.names[sources[0]]]) == 2:
+                yield layer, self.checkpoint.dtypes[self.names[sources[0]]]
 
     def tensors(self):
         """Yield (canonical name, tensor) in the file's dtype: mapped where the file has it whole, else built one
@@ -107,7 +125,13 @@ class Plan:
                 f"{self.checkpoint.path.name} stores scaled fp8 weights under diffusers names, which cannot be fused "
                 f"exactly: load the fp8 file with BFL names (flux-2-klein-9b-fp8.safetensors) instead."
             )
-        return self.checkpoint[names[0]].float()
+        scale = self.checkpoint[names[0]].float()
+        if which == "input_scale" and (self._precise(sources[0]) or (names[0].endswith(".scale_input") and scale == 1)):
+            return None  # 1 is what the older scheme writes when it knows no scale
+        return scale
+
+    def _precise(self, source: str) -> bool:
+        return self.quantised.get(source, {}).get("full_precision_matrix_mult", False)
 
 
 def flow_prefix(names) -> str | None:

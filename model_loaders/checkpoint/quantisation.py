@@ -9,6 +9,7 @@ The weight of a quantised layer is `weight * weight_scale`.
 from __future__ import annotations
 
 import json
+import math
 
 import torch
 
@@ -61,8 +62,8 @@ def _from_metadata(checkpoint: Checkpoint) -> dict[str, dict]:
     if text is None:
         return {}
     try:
-        return dict(json.loads(text)["layers"])
-    except (ValueError, KeyError, TypeError) as error:
+        return {layer: dict(settings) for layer, settings in json.loads(text)["layers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KleinError(
             f"The quantisation metadata of {checkpoint.path.name} cannot be read ({error!r}): download it again."
         ) from error
@@ -81,9 +82,13 @@ def _from_tensors(checkpoint: Checkpoint) -> dict[str, dict]:
 
 def _from_scales(checkpoint: Checkpoint) -> dict[str, dict]:
     layers = {}
+    # The older scheme's marker has two elements where the layers must be multiplied in full precision.
+    precise = any(name.endswith("scaled_fp8") and math.prod(shape) == 2 for name, shape in checkpoint.shapes.items())
     for name in checkpoint.shapes:
         layer, _, leaf = name.rpartition(".")
         weight = checkpoint.dtypes.get(f"{layer}.weight")
         if leaf in SCALES["weight_scale"] and weight in FP8:
             layers[layer] = {"format": str(weight).removeprefix("torch.")}
+            if precise:
+                layers[layer]["full_precision_matrix_mult"] = True
     return layers

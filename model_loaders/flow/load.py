@@ -26,8 +26,8 @@ class FlowFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights that are not quantised."""
-        return self.plan.dtype("img_in")
+        """The dtype of most of the weights that are not quantised."""
+        return self.plan.dtype
 
     def tensors(self, dtype: torch.dtype | None = None):
         """Yield (canonical name, tensor). With a dtype, weights of the file are cast to it one at a time; with an fp8

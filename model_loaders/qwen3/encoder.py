@@ -44,8 +44,8 @@ class EncoderFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights that are not quantised."""
-        return self.plan.dtype("embed_tokens")
+        """The dtype of most of the weights that are not quantised."""
+        return self.plan.dtype
 
 
 def read_encoder(path: str | Path) -> EncoderFile:

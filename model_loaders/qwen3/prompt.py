@@ -16,6 +16,8 @@ PAD = "<|endoftext|>"
 # diffusers, Flux2KleinPipeline: the chat template of Qwen3 with thinking off, one user turn.
 TEMPLATE = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
+TEMPLATE_TOKENS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
 # Tokens after the 151643 of the vocabulary, in the order of their ids. Source: Qwen3's tokenizer_config.json.
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
@@ -23,6 +25,9 @@ SPECIAL = (
     "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
     "<tool_response> </tool_response> <think> </think>"
 ).split()
+
+# The ids of the prompt "hi" in its template, by Qwen3's own tokenizer.
+GOLDEN = [151644, 872, 198, 6023, 151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
 
 # How Qwen splits text before byte pair encoding. Source: Qwen3's tokenizer.json.
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,8 +49,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if tokenizer.token_to_id(PAD) is None:
-        raise KleinError(f"The tokenizer in {folder} has no token {PAD}, expected that of Qwen3: use another folder.")
+    lacking = [token for token in (PAD, *TEMPLATE_TOKENS) if tokenizer.token_to_id(token) is None]
+    if lacking:
+        raise KleinError(
+            f"The tokenizer in {folder} has no token {', '.join(lacking)}, expected that of Qwen3: remove it from there, or put "
+            f"the tokenizer folder of the model there."
+        )
     return tokenizer
 
 

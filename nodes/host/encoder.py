@@ -14,16 +14,26 @@ import torch
 from ...model_loaders.checkpoint.identify import ENCODER_NAMES
 from ...model_loaders.errors import KleinError
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
-from ...model_loaders.qwen3.prompt import LENGTH, PAD, cut, load_tokenizer, tokenize, window
-from .operations import native_tensors, operations
+from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, cut, load_tokenizer, tokenize, window
+from .operations import encoder_operations, native_layers, native_tensors
+from .versions import clip_options
 
 BUNDLED = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"  # the same byte pairs as Qwen3's
 
 
-def load_clip(path: Path, device: str = "default"):
-    """A CLIP from a file or Hugging Face folder. Raises KleinError before any weight is read when it is not Qwen3."""
+def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False):
+    """A CLIP from a file or Hugging Face folder. Raises KleinError before any weight is read when it is not Qwen3.
+
+    disable_dynamic: as in the host's own loaders, for callers that patch weights in place.
+    """
     file = read_encoder(path)
-    tokenizer = KleinTokenizer(load_tokenizer(tokenizer_folder(path)), clip_name(file))
+    folder = tokenizer_folder(path)
+    tokenizer = KleinTokenizer(load_tokenizer(folder), clip_name(file))
+    if file.sizes.vocabulary > max(GOLDEN) and tokenize(tokenizer.tokenizer, "hi") != GOLDEN:
+        raise KleinError(
+            f"The tokenizer in {folder} does not split text as Qwen3's does, which {file.name} was trained with: remove it from "
+            f"there, or put the tokenizer folder of the model there."
+        )
     if tokenizer.size > file.sizes.vocabulary:
         raise KleinError(
             f"The tokenizer for {file.name} has {tokenizer.size} tokens but the encoder embeds {file.sizes.vocabulary}: put "
@@ -44,9 +54,16 @@ def load_clip(path: Path, device: str = "default"):
         "initial_device": offload_device,
         "dtype": file.dtype,
     }
-    clip = comfy.sd.CLIP(target, model_options=options)
+    clip = comfy.sd.CLIP(target, model_options=options, **clip_options(disable_dynamic))
+    clip.cond_stage_model.load_device = clip.patcher.load_device  # the host may have chosen another that can cast
+    clip.patcher.cached_patcher_init = (load_patcher, (path, device))
     logging.info(f"Klein encoder {file.name}: {len(file.plan.sources)} layers read, {len(file.plan.unused)} left in the file")
     return clip
+
+
+def load_patcher(path: Path, device: str = "default", disable_dynamic: bool = False):
+    """The patcher of a CLIP, for hosts that load one anew."""
+    return load_clip(path, device, disable_dynamic).patcher
 
 
 def tokenizer_folder(path: Path) -> Path:
@@ -81,16 +98,17 @@ class HostedEncoder(torch.nn.Module):
 
     def __init__(self, file: EncoderFile, pad: int, load_device: torch.device, compute_dtype: torch.dtype):
         super().__init__()
-        layers = operations(file.plan.quantised, file.dtype, compute_dtype, load_device, exact=True)
-        encoder = Qwen3Encoder(file.sizes, layers, dtype=file.dtype, device=None if file.plan.quantised else "meta")
+        quantised = native_layers(file.plan.quantised)
+        layers = encoder_operations(quantised, compute_dtype)
+        encoder = Qwen3Encoder(file.sizes, layers, dtype=file.dtype, device=None if quantised else "meta")
         encoder.compute_dtype = compute_dtype
         encoder.requires_grad_(False)
-        encoder.model.load_state_dict(native_tensors(file.plan.tensors(), file.plan.quantised), assign=True)
+        encoder.model.load_state_dict(native_tensors(file.plan.tensors(), quantised), assign=True)
         self.clip_name = clip_name(file)
         self.pad = pad
         self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))
         self.load_device = load_device
-        self.dtypes = {file.dtype}
+        self.dtypes = {file.dtype, *(torch.float8_e4m3fn for _ in quantised)}
 
     def set_clip_options(self, options: dict) -> None:
         self.load_device = options.get("execution_device") or self.load_device
@@ -99,6 +117,10 @@ class HostedEncoder(torch.nn.Module):
         """Layers and pooling of other encoders: nothing of klein's can be set."""
 
     def encode_token_weights(self, tokens: dict):
+        if self.clip_name not in tokens:
+            raise KleinError(
+                f"The tokens are for {', '.join(tokens)}, expected {self.clip_name}: tokenize the prompt with the CLIP that encodes it."
+            )
         batch = [[token[0] for token in row] for row in tokens[self.clip_name]]
         lost = max(cut(len(row)) for row in batch)
         if lost:
@@ -106,6 +128,11 @@ class HostedEncoder(torch.nn.Module):
         ids, mask = (part.to(self.load_device) for part in window(batch, self.pad))
         encoder = self.get_submodule(self.clip_name)["transformer"]
         return encoder(ids, mask).float().to(comfy.model_management.intermediate_device()), None
+
+    def generate(self, *args, **kwargs):
+        raise KleinError(
+            "Klein's encoder holds only the layers that klein reads and cannot write text: use another text model."
+        )
 
 
 class KleinTokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ...model_loaders.errors import KleinError
 from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.sizes import FlowSizes
-from .operations import native_tensors, operations
+from .operations import flow_operations, native_tensors
 from .versions import new_patcher
 
 VARIANTS = ("auto", "distilled", "base", "kv")
@@ -41,7 +40,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     """
     file = read_flow(path)
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
-    model = _build(file, dtype, quantised)
+    model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
     model.klein_variant = variant_of(file.name) if variant == "auto" else variant
     patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, disable_dynamic)
     state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), quantised)
@@ -58,17 +57,20 @@ def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dty
     if weight_dtype is None or weight_dtype.itemsize > 1:
         return weight_dtype or file.dtype, file.plan.quantised
     matrices = [name for name, shape in file.plan.shapes.items() if is_block_matrix(name, shape)]
-    rounded = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in matrices}
+    # Newer hosts would round the activations too: rounding the weights is all that was asked for.
+    settings = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
+    rounded = {name.removesuffix(".weight"): settings for name in matrices}
     return file.dtype, rounded | file.plan.quantised
 
 
 def variant_of(name: str) -> str:
     """distilled, base or kv, by the words of a file's name (nothing in the weights tells)."""
-    words = re.split(r"[-_. ]", name.lower())
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()  # Flux2KleinBase9B too
+    words = re.split(r"[-_. ]|(?<=[a-z])(?=[0-9])", words)
     return "base" if "base" in words else "kv" if "kv" in words else "distilled"
 
 
-def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, dict]) -> KleinModel:
+def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, dict], uniform: bool) -> KleinModel:
     device = comfy.model_management.get_torch_device()
     config = comfy.supported_models.Flux2(
         {
@@ -86,7 +88,7 @@ def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, dict]) -> Kl
     supported = config.supported_inference_dtypes
     compute_dtype = comfy.model_management.unet_manual_cast(None if quantised else dtype, device, supported)
     config.set_inference_dtype(dtype, compute_dtype)
-    config.custom_operations = operations(quantised, dtype, compute_dtype, device)
+    config.custom_operations = flow_operations(quantised, dtype if uniform else None, compute_dtype, device)
     # Layers that read their own fp8 weights put them on the device they were built for: that cannot be meta.
     model = KleinModel(config, device=None if quantised else "meta")
     model.diffusion_model.requires_grad_(False)
@@ -147,29 +149,30 @@ class KleinModel(comfy.model_base.Flux2):
         return None  # klein has no pooled text vector, whatever a conditioning carries
 
     def extra_conds(self, **kwargs):
-        check_text_width(self, kwargs["cross_attn"])
+        text, klein = kwargs.get("cross_attn"), kwargs.get("klein", {})
+        check_conditioning(self, text, kwargs.get("reference_latents") or ())
         out = super().extra_conds(**kwargs)
         # The host pads short texts on the left, as FLUX.2 [dev] wants them; klein sees what the encoder gave.
-        out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
-        controls = kwargs.get("klein", {}).get("controls", ())
-        if controls:
-            out["klein_controls"] = comfy.conds.CONDConstant(controls)
+        out["c_crossattn"] = comfy.conds.CONDRegular(text)
+        if klein.get("controls"):
+            out["klein_controls"] = comfy.conds.CONDConstant(klein["controls"])
         return out
 
-    def extra_conds_shapes(self, **kwargs):
-        references = kwargs.get("reference_latents") or []
-        channels = self.diffusion_model.sizes.in_channels
-        if not references:
-            return {}
-        return {"ref_latents": [1, channels, sum(math.prod(latent.shape) for latent in references) // channels]}
 
-
-def check_text_width(model: KleinModel, text: torch.Tensor) -> None:
-    """KleinError when the text (B, L, width) was made by an encoder for another model."""
-    expected = model.diffusion_model.sizes.context_in_dim
-    found = text.shape[-1]
-    if found != expected:
+def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:
+    """KleinError when the text (B, L, width) was made by an encoder, or a reference (B, channels, h, w) by a VAE, for
+    another model."""
+    sizes = model.diffusion_model.sizes
+    if text is None:
+        raise KleinError("The conditioning holds no text embedding: connect Klein Prompt, or CLIP Text Encode.")
+    if text.shape[-1] != sizes.context_in_dim:
         raise KleinError(
-            f"The conditioning is {found} wide, made by {encoder_for(found)}, but this flow model expects {expected}: "
-            f"load {encoder_for(expected)} in the encoder loader."
+            f"The conditioning is {text.shape[-1]} wide, made by {encoder_for(text.shape[-1])}, but this flow model expects "
+            f"{sizes.context_in_dim}: load {encoder_for(sizes.context_in_dim)} in the encoder loader."
         )
+    for number, latent in enumerate(references, start=1):
+        if latent.ndim != 4 or latent.shape[1] != sizes.in_channels:
+            raise KleinError(
+                f"Reference {number} has shape {list(latent.shape)}, expected [batch, {sizes.in_channels}, height/16, width/16]: "
+                f"encode it with the FLUX.2 VAE."
+            )

@@ -8,19 +8,26 @@ import json
 import comfy.model_management
 import comfy.ops
 import torch
+from comfy.cli_args import args
 
 
-def operations(
-    quantised: dict[str, dict], dtype: torch.dtype, compute_dtype: torch.dtype | None, load_device, exact: bool = False
-):
-    """The namespace of layers for weights of `dtype` computed in `compute_dtype` (None: in their own).
+def flow_operations(quantised: dict[str, dict], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
+    """The layers of a flow model with fp8 layers `quantised` (name -> settings), else with all weights of `dtype` (None:
+    of several, each cast to its input's), computed in `compute_dtype` (None: in their own)."""
+    if quantised:
+        precise = not comfy.model_management.supports_fp8_compute(load_device)
+        return _mixed(quantised, compute_dtype or torch.bfloat16, precise)
+    if dtype is None:
+        return comfy.ops.manual_cast
+    return comfy.ops.pick_operations(dtype, compute_dtype, load_device)
 
-    quantised: layer -> fp8 settings. exact: never multiply in fp8, even where the device can.
-    """
-    if not quantised:
-        return comfy.ops.pick_operations(dtype, compute_dtype, load_device)
-    compute_dtype = compute_dtype or torch.bfloat16
-    precise = exact or not comfy.model_management.supports_fp8_compute(load_device)
+
+def encoder_operations(quantised: dict[str, dict], compute_dtype: torch.dtype):
+    """The layers of a text encoder: weights are cast to their input's dtype, and never multiplied in fp8."""
+    return _mixed(quantised, compute_dtype, True) if quantised else comfy.ops.manual_cast
+
+
+def _mixed(quantised: dict[str, dict], compute_dtype: torch.dtype, precise: bool):
     if _reads_comfy_quant():
         return comfy.ops.mixed_precision_ops({}, compute_dtype, full_precision_mm=precise)
     layers = {layer: {"format": settings["format"]} for layer, settings in quantised.items()}
@@ -28,12 +35,27 @@ def operations(
 
 
 def native_tensors(tensors, quantised: dict[str, dict]) -> dict[str, torch.Tensor]:
-    """The engine's stream (name, tensor) as a state dict in the host's own way of marking fp8 layers."""
+    """The engine's stream (name, tensor) as a state dict in the host's own way of marking fp8 layers. Layers with a
+    scale that are not among `quantised` are dequantised."""
     state = dict(tensors)
+    if args.disable_mmap:
+        state = {name: tensor.clone() for name, tensor in state.items()}
+    for name in [name for name in state if name.endswith(".weight_scale")]:
+        layer = name.removesuffix(".weight_scale")
+        if layer not in quantised:
+            state[f"{layer}.weight"] = state[f"{layer}.weight"].float() * state.pop(name)
+            state.pop(f"{layer}.input_scale", None)
     if _reads_comfy_quant():
         for layer, settings in quantised.items():
             state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
     return state
+
+
+def native_layers(quantised: dict[str, dict]) -> dict[str, dict]:
+    """The fp8 layers that the host can keep as such: 0.3.75 knows linear layers only."""
+    if _reads_comfy_quant():
+        return quantised
+    return {layer: settings for layer, settings in quantised.items() if not layer.endswith("embed_tokens")}
 
 
 def _reads_comfy_quant() -> bool:

@@ -14,7 +14,7 @@ from ...model_loaders.errors import KleinError
 from ...samplers.euler import sample_euler
 from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas
-from .flow import KleinModel, check_text_width
+from .flow import KleinModel, check_conditioning
 
 CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
 
@@ -35,6 +35,8 @@ def sample(
             _check(model, text, values)
     if sigmas is None:
         sigmas = make_sigmas(steps, tokens, schedule, denoise)
+    if len(sigmas) < 2:  # no step: nothing is loaded for it
+        return latent
     _advise(model, len(sigmas) - 1, cfg)
 
     guider = comfy.samplers.CFGGuider(model)
@@ -80,7 +82,7 @@ def pixel_tokens(width: int, height: int) -> int:
 
 def _check(model, text: torch.Tensor, values: dict) -> None:
     if isinstance(model.model, KleinModel):
-        check_text_width(model.model, text)
+        check_conditioning(model.model, text, values.get("reference_latents") or ())
     elif values.get("klein", {}).get("controls"):
         raise KleinError(
             "A reference has a strength, mask or window, which needs a model from Klein Flow Loader, and this one is from "

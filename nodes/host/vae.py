@@ -19,7 +19,8 @@ PREFIXES = ("vae.", "first_stage_model.")
 
 
 def load_vae(path: Path):
-    """A VAE from a file or diffusers folder: flux2-vae, the small decoder, or any other widths."""
+    """A VAE from a file or diffusers folder: flux2-vae, the small decoder, or any other widths. Raises KleinError for
+    another model's."""
     checkpoint = open_checkpoint(path, subfolder="vae")
     require(checkpoint, "vae")
     prefix = next((p for p in PREFIXES if f"{p}decoder.conv_in.weight" in checkpoint), "")
@@ -36,7 +37,13 @@ def load_vae(path: Path):
         raise KleinError(
             f"{path.name} lacks {len(missing)} tensors of the FLUX.2 VAE (first: {missing[0]}): it is incomplete, download it again."
         )
+    vae.patcher.cached_patcher_init = (load_patcher, (path,))
     return vae
+
+
+def load_patcher(path: Path, disable_dynamic: bool = False):
+    """The patcher of a VAE, for hosts that load one anew; a VAE is always as the host loads it."""
+    return load_vae(path).patcher
 
 
 def _host_name(name: str) -> str:
@@ -57,6 +64,8 @@ def _build(state: dict[str, torch.Tensor]):
         own = Decoder(**decoder)
         own.load_state_dict({n.removeprefix("decoder."): t for n, t in state.items() if n.startswith("decoder.")})
         vae.first_stage_model.decoder = own.eval().to(vae.vae_dtype)
+        vae.size = None
+        vae.model_size()
     vae.latent_channels = 4 * encoder["z_channels"]
     vae.downscale_ratio = vae.upscale_ratio = 2 * 2 ** (len(encoder["ch_mult"]) - 1)
     decode = vae.memory_used_decode

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 import comfy.model_patcher
+import comfy.sd
 
 
 def new_patcher(model, load_device, offload_device, disable_dynamic: bool = False):
@@ -11,3 +14,9 @@ def new_patcher(model, load_device, offload_device, disable_dynamic: bool = Fals
     plain = comfy.model_patcher.ModelPatcher
     preferred = getattr(comfy.model_patcher, "CoreModelPatcher", plain)  # bound late: the host replaces it at start-up
     return (plain if disable_dynamic else preferred)(model, load_device=load_device, offload_device=offload_device)
+
+
+def clip_options(disable_dynamic: bool) -> dict:
+    """What tells a CLIP of the host to load its weights as a whole, where the host knows another way."""
+    known = "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters
+    return {"disable_dynamic": disable_dynamic} if known else {}
