@@ -1,4 +1,4 @@
-"""python3 dev.py demo | test | bench : sets up what is needed (once), then runs it in a real ComfyUI."""
+"""python3 dev.py demo | test | bench | train : sets up what is needed (once), then runs it in a real ComfyUI."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ["-m", "environment.demo"],
     "test": ["-m", "pytest"],
     "bench": ["benchmarks/run.py"],
+    "train": ["-m", "training.run"],
 }
 
 

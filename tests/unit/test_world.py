@@ -1,0 +1,90 @@
+"""The world of the tiny Klein, and the judge that reads it back from pixels."""
+
+import random
+
+import numpy as np
+import pytest
+
+from training import world
+from training.judge import judge, look
+
+
+def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():
+    rng = random.Random(0)
+    scenes = [world.scene(rng) for _ in range(500)]
+    wrong = [scene for scene in scenes if not judge(world.render(scene), scene).all]
+    assert len(wrong) < 5, wrong
+
+
+def test_the_judge_forgives_noise_of_8_bits_and_more():
+    rng, noise = random.Random(1), np.random.default_rng(1)
+    scenes = [world.scene(rng) for _ in range(200)]
+    wrong = [s for s in scenes if not judge(np.clip(world.render(s) + noise.normal(0, 0.04, (64, 64, 3)), 0, 1), s).all]
+    assert len(wrong) < 4
+
+
+def test_the_picture_of_another_prompt_is_judged_wrong():
+    """The floor of the figures: one picture in a few hundred happens to fit another prompt."""
+    rng = random.Random(2)
+    scenes = [world.scene(rng) for _ in range(400)]
+    verdicts = [judge(world.render(one), other) for one, other in zip(scenes, scenes[1:])]
+    assert sum(v.all for v in verdicts) <= 4
+    assert sum(v.colour for v in verdicts) / 400 < 0.05
+    assert sum(v.shape for v in verdicts) / 400 < 0.25
+    assert sum(v.place for v in verdicts) / 400 < 0.25
+
+
+def test_a_blank_picture_and_noise_show_nothing_that_was_asked_for():
+    scene = world.scene(random.Random(3), 1)
+    for image in (np.full((64, 64, 3), 0.5), np.random.default_rng(0).random((64, 64, 3))):
+        verdict = judge(image, scene)
+        assert not (verdict.shape or verdict.colour or verdict.place)
+
+
+def test_training_shows_no_held_out_combination_and_the_unseen_all_have_one():
+    rng = random.Random(4)
+    for _ in range(2000):
+        assert world.trainable(world.training_scene(rng))
+        task = world.training_task(rng)
+        assert all(map(world.trainable, (task.result, *task.references)))
+    for _ in range(300):
+        assert not world.trainable(world.unseen_scene(rng))
+        assert not world.trainable(world.unseen_task(rng, 2).result)
+
+
+def test_a_quarter_of_the_combinations_is_held_out_and_every_pair_is_seen():
+    names = [(s, c, g) for s in world.SHAPES for c in world.COLOURS for g in world.COLOURS if c != g]
+    seen = [name for name in names if not world.held_out(*name)]
+    assert 0.2 < 1 - len(seen) / len(names) < 0.3
+    for pair in ((0, 1), (0, 2), (1, 2)):
+        assert {tuple(name[i] for i in pair) for name in seen} == {tuple(name[i] for i in pair) for name in names}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_caption_names_all_that_the_picture_shows(count):
+    rng = random.Random(5)
+    for _ in range(200):
+        scene = world.scene(rng, count)
+        text = world.caption(scene, rng)
+        assert scene.ground in text
+        assert all(f"{thing.colour} {thing.shape}" in text for thing in scene.things)
+
+
+def test_swapped_references_ask_for_another_picture():
+    rng = random.Random(6)
+    tasks = [world.unseen_task(rng, 2) for _ in range(200)]
+    for task in tasks:
+        one, other = task.references if task.subject == 1 else task.references[::-1]
+        assert task.result.things[0].shape == one.things[0].shape
+        assert f"image {task.subject}" in task.prompt.split(" in the ")[0].split(" on the ")[0]
+        if task.kind == "shape in color":
+            assert (task.result.things[0].colour, task.result.ground) == (other.things[0].colour, one.ground)
+        else:
+            assert (task.result.things[0].colour, task.result.ground) == (one.things[0].colour, other.ground)
+
+
+def test_the_judge_sees_what_was_drawn():
+    thing = world.Thing("triangle", "red", 20, 32, 10.5)
+    ground, (seen,) = look(world.render(world.Scene("white", (thing,), "left")))
+    assert (ground, seen.shape, seen.colour) == ("white", "triangle", "red")
+    assert abs(seen.x - 20) < 1 and abs(seen.y - 32) < 1

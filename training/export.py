@@ -1,0 +1,46 @@
+"""The trained parts as files in the released formats, 16 bit, where the pack finds them: tiny/."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+from . import text, vae
+from .parts import ROOT, Average, Run
+
+TINY = ROOT / "tiny"
+DTYPE = torch.bfloat16  # as the released files
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from environment.small import vae_state
+
+    from . import flow
+
+    transformer = flow.build()
+    run = Run("flow", flow.STEPS, {"average": (average := Average(transformer, 0.0))}, {})
+    print(f"flow: step {run.step} of {run.steps}, {run.seconds / 60:.0f} minutes")
+    names = {name: name.replace("_norm.weight", "_norm.scale") if ".norm." in name else name for name in average.values}
+    write({names[name]: weight for name, weight in average.values.items()}, "diffusion_models/klein-tiny.safetensors")
+    write(vae_state(vae.finish()), "vae/klein-tiny-vae.safetensors")
+    tokenizer, encoder = text.finish()
+    folder = "text_encoders/klein-tiny"
+    write({f"model.{name}": weight for name, weight in encoder.model.state_dict().items()}, f"{folder}/model.safetensors")
+    tokenizer.save(str(TINY / folder / "tokenizer.json"))
+    config = encoder.model.config.to_dict() | {"architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True}
+    (TINY / folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def write(state: dict[str, torch.Tensor], name: str) -> None:
+    (TINY / name).parent.mkdir(parents=True, exist_ok=True)
+    state = {key: weight.to(DTYPE).contiguous() if weight.is_floating_point() else weight for key, weight in state.items()}
+    save_file(state, TINY / name, {"format": "pt"})
+    print(f"{name}: {(TINY / name).stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Training in parts: a fixed number of steps, each made from the seed and its number alone, that may stop at any step
+and go on in a later run to the same weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "out/training"
+SEED = 0
+
+
+class Run:
+    """One model's training: `modules` and `optimisers` by name, saved to out/training/<name>.pt."""
+
+    def __init__(self, name: str, steps: int, modules: dict, optimisers: dict, average: str = ""):
+        self.path, self.curve = WORK / f"{name}.pt", WORK / f"{name}.jsonl"
+        self.name, self.steps, self.step, self.seconds = name, steps, 0, 0.0
+        self.parts = {**modules, **optimisers}
+        self.rates = {name: [group["lr"] for group in optimiser.param_groups] for name, optimiser in optimisers.items()}
+        self.optimisers = optimisers
+        if self.path.exists():
+            saved = torch.load(self.path, weights_only=True)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            for part, module in self.parts.items():
+                module.load_state_dict(saved[part])
+
+    def go(self, minutes: float, step, report=None, every: int = 100) -> bool:
+        """Call step(rng, generator) -> dict of floats until the steps or the minutes are over; save; True when done."""
+        WORK.mkdir(parents=True, exist_ok=True)
+        start, seen = time.monotonic(), {}
+        while self.step < self.steps and time.monotonic() - start < 60 * minutes:
+            rng = random.Random(SEED * 1_000_003 + self.step)
+            generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
+            self._set_rates()
+            for name, value in step(rng, generator).items():
+                seen[name] = value if name not in seen else 0.98 * seen[name] + 0.02 * value
+            self.step += 1
+            if self.step % every == 0 or self.step == self.steps:
+                spent = self.seconds + time.monotonic() - start
+                line = {"step": self.step, "seconds": round(spent), **seen, **(report() if report else {})}
+                print(self.name, json.dumps({k: round(v, 5) for k, v in line.items()}), flush=True)
+                with self.curve.open("a") as curve:
+                    curve.write(json.dumps(line) + "\n")
+                self._save(spent)
+        self.seconds += time.monotonic() - start
+        self._save(self.seconds)
+        return self.step == self.steps
+
+    def _save(self, seconds: float) -> None:
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        fresh = self.path.with_suffix(".new")  # a run that is cut off leaves the last save whole
+        torch.save({"step": self.step, "seconds": seconds, **parts}, fresh)
+        fresh.replace(self.path)
+
+    def _set_rates(self) -> None:
+        """Linear warm-up over the first 3 %, then a cosine to a fiftieth."""
+        done = self.step / self.steps
+        factor = min(1.0, (self.step + 1) / (0.03 * self.steps)) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        for name, optimiser in self.optimisers.items():
+            for group, rate in zip(optimiser.param_groups, self.rates[name]):
+                group["lr"] = rate * factor
+
+
+class Average:
+    """Exponential moving average of a module's parameters; what ships."""
+
+    def __init__(self, module: torch.nn.Module, decay: float):
+        self.module, self.decay = module, decay
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, p in self.module.named_parameters():
+            self.values[name].lerp_(p, 1 - self.decay)
+
+    def state_dict(self) -> dict:
+        return self.values
+
+    def load_state_dict(self, values: dict) -> None:
+        self.values = values

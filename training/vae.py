@@ -1,0 +1,114 @@
+"""The tiny VAE: diffusers' FLUX.2 autoencoder with narrow widths, trained to draw the world.
+
+Loss: L1 + MSE of pixels, outlines weighing more, and a weak KL term, whose noise makes the decoder forgive a flow's
+small errors.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import world
+from .judge import judge
+from .parts import Average, Run
+
+WIDTHS = (32, 64, 64, 64)
+STEPS, RATE, KL = 3000, 2e-3, 1e-4
+CROPS = 2000  # of the steps see a quarter of each picture, around a thing, at a quarter of the cost
+
+
+def build():
+    from diffusers import AutoencoderKLFlux2
+
+    torch.manual_seed(0)
+    return AutoencoderKLFlux2(block_out_channels=WIDTHS)
+
+
+def pictures(scenes) -> Tensor:
+    """(B, 3, 64, 64) in [-1, 1]."""
+    return torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
+
+
+def crop(picture: Tensor, thing: world.Thing, rng: random.Random) -> Tensor:
+    """A quarter of a picture (3, 64, 64), with a thing somewhere in it."""
+    left, top = (min(max(round(middle - 16 + rng.uniform(-8, 8)), 0), 32) for middle in (thing.x, thing.y))
+    return picture[:, top : top + 32, left : left + 32]
+
+
+def edges(x: Tensor) -> Tensor:
+    """(B, 1, H, W): weights of pixels, 5 where the colour changes within two pixels and 1 elsewhere. Outlines are a
+    small part of a picture, and all that tells shapes apart."""
+    high = F.max_pool2d(x, 5, 1, 2)
+    low = -F.max_pool2d(-x, 5, 1, 2)
+    return 1 + 4 * (high - low > 0.1).any(1, keepdim=True)
+
+
+def train(minutes: float) -> bool:
+    vae = build().train()
+    optimiser = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    average = Average(vae, 0.995)
+    run = Run("vae", STEPS, {"vae": vae, "average": average}, {"adam": optimiser})
+
+    def step(rng, generator) -> dict:
+        small = run.step < CROPS
+        scenes = [world.training_scene(rng) for _ in range(16 if small else 8)]
+        x = pictures(scenes)
+        if small:
+            x = torch.stack([crop(picture, rng.choice(scene.things), rng) for picture, scene in zip(x, scenes)])
+        mean, logvar = vae.quant_conv(vae.encoder(x)).clamp(-30, 20).chunk(2, dim=1)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator)
+        y = vae.decoder(vae.post_quant_conv(z))
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        error = (y - x) ** 2
+        loss = (edges(x) * ((y - x).abs() + error)).mean() + KL * kl
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        average.update()
+        return {"mse": error.mean().item(), "kl": kl.item(), "std": torch.exp(0.5 * logvar).mean().item()}
+
+    return run.go(minutes, step)
+
+
+def finish():
+    """The trained autoencoder, its latents normalised: mean 0 and variance 1 in each of the 128 channels."""
+    vae = build()
+    Run("vae", STEPS, {"vae": vae, "average": (average := Average(vae, 0.995))}, {})
+    vae.load_state_dict({**vae.state_dict(), **average.values})
+    vae.eval().requires_grad_(False)
+    rng = random.Random(1)
+    latents = torch.cat([raw_latents(vae, pictures(world.training_scene(rng) for _ in range(64))) for _ in range(16)])
+    vae.bn.running_mean.copy_(latents.mean((0, 2, 3)))
+    vae.bn.running_var.copy_(latents.var((0, 2, 3)))
+    return vae
+
+
+def raw_latents(vae, x: Tensor) -> Tensor:
+    """(B, 128, H/16, W/16): means of the posterior, 2x2 pixels into channels."""
+    return F.pixel_unshuffle(vae.encode(x).latent_dist.mode(), 2)
+
+
+def encode(vae, x: Tensor) -> Tensor:
+    """Normalised latents (B, 128, H/16, W/16), as ComfyUI's."""
+    mean, variance = (part.view(1, -1, 1, 1) for part in (vae.bn.running_mean, vae.bn.running_var))
+    return (raw_latents(vae, x) - mean) / torch.sqrt(variance + vae.config.batch_norm_eps)
+
+
+def decode(vae, latents: Tensor) -> np.ndarray:
+    """(B, H, W, 3) in [0, 1]."""
+    mean, variance = (part.view(1, -1, 1, 1) for part in (vae.bn.running_mean, vae.bn.running_var))
+    z = F.pixel_shuffle(latents * torch.sqrt(variance + vae.config.batch_norm_eps) + mean, 2)
+    return (vae.decode(z).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+@torch.no_grad()
+def judged(vae, scenes) -> float:
+    """Share of pictures that are judged right after encoding and decoding."""
+    images = decode(vae, encode(vae, pictures(scenes)))
+    return sum(judge(image, scene).all for image, scene in zip(images, scenes)) / len(scenes)

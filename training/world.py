@@ -1,0 +1,194 @@
+"""A world that can be judged without a neural network: one or two coloured shapes on a coloured ground.
+
+A `Scene` is what a picture shows; `render` draws it, `caption` says it, `tasks` ask for it with reference pictures.
+Some combinations of shape, colour and ground are held out: `trainable` scenes have none of them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SIZE = 64  # pixels a side
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (40, 80, 220),
+    "yellow": (245, 215, 60),
+    "purple": (140, 60, 190),
+    "cyan": (70, 210, 225),
+    "white": (250, 250, 250),
+    "black": (20, 20, 20),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+RADII = {"small": 10.5, "large": 15.0}
+PLACES = {"center": (32, 32), "left": (20, 32), "right": (44, 32), "top": (32, 20), "bottom": (32, 44)}
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # of the first thing to the second
+GAP, DRIFT, JITTER = 15, 3, 2.0  # pixels: from the middle to each of two things, across, and of everything
+
+
+@dataclass(frozen=True)
+class Thing:
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`place` is the name of a place for one thing, of a relation for two."""
+
+    ground: str
+    things: tuple[Thing, ...]
+    place: str
+    size: str = "small"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt, its reference pictures in order, and what the picture should show."""
+
+    prompt: str
+    references: tuple[Scene, ...]
+    result: Scene
+    kind: str
+    subject: int  # the number of the image whose object is shown
+
+
+def held_out(shape: str, colour: str, ground: str) -> bool:
+    """Whether a combination is kept from training: a quarter of them, chosen so that every pair of the three is seen."""
+    names = list(COLOURS)
+    return (SHAPES.index(shape) + names.index(colour) + 2 * names.index(ground)) % 4 == 0
+
+
+def trainable(scene: Scene) -> bool:
+    return not any(held_out(thing.shape, thing.colour, scene.ground) for thing in scene.things)
+
+
+def scene(rng: random.Random, things: int | None = None) -> Scene:
+    """Any scene, with one thing or two."""
+    ground, first, second = rng.sample(list(COLOURS), 3)
+    if things == 1 or (things is None and rng.random() < 0.5):
+        size, place = rng.choice(list(RADII)), rng.choice(list(PLACES))
+        x, y = (part + rng.uniform(-JITTER, JITTER) for part in PLACES[place])
+        radius = RADII[size] * rng.uniform(0.94, 1.06)
+        return Scene(ground, (Thing(rng.choice(SHAPES), first, x, y, radius),), place, size)
+    place = rng.choice(list(RELATIONS))
+    (dx, dy), across = RELATIONS[place], rng.uniform(-DRIFT, DRIFT)
+    found = []
+    for sign, colour in ((1, first), (-1, second)):
+        x = 32 + sign * (dx * GAP + dy * across) + rng.uniform(-JITTER, JITTER)
+        y = 32 + sign * (dy * GAP + dx * across) + rng.uniform(-JITTER, JITTER)
+        found.append(Thing(rng.choice(SHAPES), colour, x, y, RADII["small"] * rng.uniform(0.94, 1.06)))
+    return Scene(ground, tuple(found), place)
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """One of many ways to say a scene."""
+    ground = rng.choice(["on a {} background", "on {}", "in front of a {} background", "on a {} ground"]).format(scene.ground)
+    names = []
+    for thing in scene.things:
+        size = f"{scene.size} " if rng.random() < (0.9 if len(scene.things) == 1 else 0.3) else ""
+        names.append(f"a {size}{thing.colour} {thing.shape}")
+    if len(scene.things) == 1:
+        words = {"center": ["in the center", "in the middle"]}
+        words |= {side: [f"on the {side}", f"at the {side}", f"near the {side} edge"] for side in ("left", "right")}
+        words |= {side: [f"at the {side}", f"near the {side} edge"] for side in ("top", "bottom")}
+        place = rng.choice(words[scene.place])
+        forms = ["{n} {g}, {p}", "{n} {p}, {g}", "{g}, {n} {p}", "{p}, {n} {g}"]
+        return rng.choice(forms).format(n=names[0], g=ground, p=place)
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    first, second, relation = (*names, scene.place) if rng.random() < 0.5 else (*names[::-1], opposite[scene.place])
+    if relation.endswith("of"):
+        relation = rng.choice([relation, f"to the {relation}"])
+    forms = ["{a} {r} {b}, {g}", "{a} {g}, {r} {b}", "{g}, {a} {r} {b}"]
+    return rng.choice(forms).format(a=first, b=second, r=relation, g=ground)
+
+
+def task(rng: random.Random) -> Task:
+    """A prompt about one or two reference pictures of one thing each."""
+    first, second = scene(rng, 1), scene(rng, 1)
+    kind = rng.choice(("shape in color", "object on background", "recolor", "new background"))
+    if kind in ("recolor", "new background"):
+        colour = rng.choice([name for name in COLOURS if name not in (first.ground, first.things[0].colour)])
+        if kind == "recolor":
+            prompt = rng.choice(["image 1 but {}", "image 1, but {}", "the object of image 1 in {}"]).format(colour)
+            return Task(prompt, (first,), recolour(first, colour), kind, 1)
+        prompt = rng.choice(["image 1 on a {} background", "the object of image 1 on {}"]).format(colour)
+        return Task(prompt, (first,), replace(first, ground=colour), kind, 1)
+    swapped = rng.random() < 0.5
+    a, b = (2, 1) if swapped else (1, 2)
+    one, other = (second, first) if swapped else (first, second)
+    if kind == "shape in color":
+        prompt = rng.choice(["the shape of image {} in the color of image {}", "image {} in the color of image {}"])
+        result = recolour(one, other.things[0].colour)
+    else:
+        prompt = rng.choice(["the object of image {} on the background of image {}", "image {} on the background of image {}"])
+        result = replace(one, ground=other.ground)
+    return Task(prompt.format(a, b), (first, second), result, kind, a)
+
+
+def recolour(scene: Scene, colour: str) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], colour=colour),))
+
+
+def possible(task: Task) -> bool:
+    """Whether the result can be seen: no thing in the colour of its ground."""
+    return all(thing.colour != task.result.ground for thing in task.result.things)
+
+
+def draw(make, accept, rng: random.Random):
+    """The first of `make(rng)` that is accepted."""
+    while True:
+        found = make(rng)
+        if accept(found):
+            return found
+
+
+def training_scene(rng: random.Random) -> Scene:
+    return draw(scene, trainable, rng)
+
+
+def training_task(rng: random.Random) -> Task:
+    """Neither the references nor the result show a held-out combination."""
+    return draw(task, lambda t: possible(t) and all(map(trainable, (t.result, *t.references))), rng)
+
+
+def unseen_scene(rng: random.Random) -> Scene:
+    """A scene with a held-out combination."""
+    return draw(scene, lambda s: not trainable(s), rng)
+
+
+def unseen_task(rng: random.Random, references: int) -> Task:
+    """A task whose result has a held-out combination."""
+    return draw(task, lambda t: possible(t) and len(t.references) == references and not trainable(t.result), rng)
+
+
+def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) -> np.ndarray:
+    """(size, size) float32 in [0, 1]: how much of each pixel the shape covers."""
+    down, right = np.mgrid[:size, :size].astype(np.float32) + 0.5
+    dx, dy = right - x, down - y
+    if shape == "circle":
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(abs(dx), abs(dy)) - 0.88 * radius
+    elif shape == "triangle":  # upright, its bounding box in the middle
+        lowered = dy - 0.3 * radius
+        distance = np.maximum(lowered - 0.6 * radius, (abs(dx) * 1.732 - lowered) / 2 - 0.6 * radius)
+    else:
+        arm, length = 0.34 * radius, 1.0 * radius
+        distance = np.minimum(np.maximum(abs(dx) - length, abs(dy) - arm), np.maximum(abs(dx) - arm, abs(dy) - length))
+    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+
+
+def render(scene: Scene) -> np.ndarray:
+    """(SIZE, SIZE, 3) float32 in [0, 1]."""
+    image = np.broadcast_to(np.float32(COLOURS[scene.ground]), (SIZE, SIZE, 3))
+    for thing in scene.things:
+        cover = coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
+        image = image * (1 - cover) + cover * np.float32(COLOURS[thing.colour])
+    return (image / 255).astype(np.float32)
