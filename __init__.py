@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .nodes.cache import KleinReferenceCache
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinCanvasRestore, KleinMultiReference, KleinReference
@@ -20,6 +21,7 @@ class KleinExtension(ComfyExtension):
             KleinReference,
             KleinMultiReference,
             KleinCanvasRestore,
+            KleinReferenceCache,
             KleinDistilledSampler,
             KleinSchedule,
         ]

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cache import AS_COMPUTED, ReferenceKV, Storage
 from .positions import image_ids, rotate, rotations, text_ids
 from .references import Control, progress, select, strength_bias
 from .sizes import FlowSizes
@@ -129,6 +130,8 @@ def patched_attention(attention, q, k, v, pe, mask, options: dict) -> Tensor:
         pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
     # A patch may leave q without the references whose keys it adds: the rotations cover the longer of the two.
     q, k = (rotate(part, pe[:, :, : part.shape[2]]) for part in (q, k))
+    if keys_values := options.get("klein_keys_values"):
+        k, v, mask = keys_values(k, v, mask, options)
     x = attention(q, k, v, mask=mask, transformer_options=options)
     for patch in patches.get("attn1_output_patch", ()):
         x = patch(x, options)
@@ -147,18 +150,22 @@ class DoubleBlock(nn.Module):
             self.add_module(f"{stream}_mlp", GatedMLP(sizes.hidden_size, sizes.mlp_hidden, operations, **where))
 
     def forward(self, img: Tensor, txt: Tensor, vec, pe: Tensor, attn_mask=None, transformer_options: dict = {}):
-        (img_mod1, img_mod2), (txt_mod1, txt_mod2) = vec
-        img_qkv = self.img_attn.split(modulate(self.img_norm1(img), img_mod1))
-        txt_qkv = self.txt_attn.split(modulate(self.txt_norm1(txt), txt_mod1))
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv))
+        streams = [("txt", txt, vec[1]), ("img", img, vec[0])]
+        streams = [stream for stream in streams if stream[1].shape[1]]  # references alone have no text
+        q, k, v = (torch.cat(parts, dim=2) for parts in zip(*(self._qkv(*stream) for stream in streams)))
         x = patched_attention(self.attention, q, k, v, pe, attn_mask, transformer_options)
-        x_txt, x_img = x.split([txt.shape[1], img.shape[1]], dim=1)
+        attended = x.split([tokens.shape[1] for _, tokens, _ in streams], dim=1)
+        out = {stream[0]: self._rest(*stream, x) for stream, x in zip(streams, attended)}
+        return out["img"], out.get("txt", txt)
 
-        img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(x_img))
-        txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(x_txt))
-        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(modulate(self.img_norm2(img), img_mod2)))
-        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(modulate(self.txt_norm2(txt), txt_mod2)))
-        return finite(img), finite(txt)
+    def _qkv(self, name: str, x: Tensor, modulations: list[Modulation]) -> tuple[Tensor, Tensor, Tensor]:
+        norm, attention = (getattr(self, f"{name}_{part}") for part in ("norm1", "attn"))
+        return attention.split(modulate(norm(x), modulations[0]))
+
+    def _rest(self, name: str, x: Tensor, modulations: list[Modulation], attended: Tensor) -> Tensor:
+        attention, norm, mlp = (getattr(self, f"{name}_{part}") for part in ("attn", "norm2", "mlp"))
+        x = torch.addcmul(x, modulations[0].gate, attention.proj(attended))
+        return finite(torch.addcmul(x, modulations[1].gate, mlp(modulate(norm(x), modulations[1]))))
 
 
 class SingleBlock(nn.Module):
@@ -226,13 +233,14 @@ class Flow(nn.Module):
         control: dict | None = None,
         attention_mask: Tensor | None = None,
         controls: tuple[Control, ...] = (),
+        reference_kv: ReferenceKV | None = None,
         transformer_options: dict = {},
     ) -> Tensor:
         """x (B, channels, H, W) in the latent's units, timestep (B,) in [0, 1], context (B, L, width), references
         (B or 1, channels, h, w) each with its control, attention_mask additive float over the whole sequence ->
-        velocity like x."""
+        velocity like x. With `reference_kv` (of `read_references`) the references themselves stay out of the sequence."""
         batch, _, height, width = x.shape
-        latents = [x, *(ref.expand(batch, -1, -1, -1) for ref in ref_latents or ())]
+        latents = [x, *(ref.expand(batch, -1, -1, -1) for ref in ref_latents or () if reference_kv is None)]
         boxes = [tuple(latent.shape[-2:]) for latent in latents]
         method = ref_latents_method or self.params.default_ref_method
         options = dict(transformer_options)
@@ -240,6 +248,8 @@ class Flow(nn.Module):
         tokens, *reference_tokens = [rearrange(latent, "b c h w -> b (h w) c") for latent in latents]
         ids, *reference_ids = image_ids(boxes, method, options.get("rope_options"), x.device)
         now = progress(timestep, options.get("sample_sigmas"), controls)
+        if reference_kv is not None:
+            options["klein_keys_values"] = reference_kv.at(controls, now)
         references = select(reference_tokens, reference_ids, controls, now)
         if references:
             options["reference_image_num_tokens"] = [reference.tokens.shape[1] for reference in references]
@@ -255,6 +265,30 @@ class Flow(nn.Module):
         img = self._blocks(img, txt, vec, pe, zero_tokens, control, mask, options)
         velocity = self.final_layer(img[:, : height * width], vec)
         return rearrange(velocity, "b (h w) c -> b c h w", h=height, w=width)
+
+    def read_references(
+        self,
+        ref_latents: list[Tensor],
+        controls: tuple[Control, ...] = (),
+        storage: Storage = AS_COMPUTED,
+        ref_latents_method: str | None = None,
+        canvas: tuple[int, int] = (0, 0),
+        rope_options: dict | None = None,
+    ) -> ReferenceKV:
+        """Keys and values of references (B, channels, h, w) in every block, as the K/V variant has them: they attend to
+        each other alone and are modulated as at t = 0. canvas: height and width of the image in tokens, which places
+        them under the methods `offset` and `uxo`."""
+        tokens = [rearrange(latent, "b c h w -> b (h w) c") for latent in ref_latents]
+        boxes = [canvas, *(tuple(latent.shape[-2:]) for latent in ref_latents)]
+        _, *ids = image_ids(boxes, ref_latents_method or self.params.default_ref_method, rope_options, tokens[0].device)
+        references = select(tokens, ids, tuple(control.membership for control in controls), 0.0)
+        found = ReferenceKV(references, storage)
+        if references:
+            img = self.img_in(torch.cat([reference.tokens for reference in references], dim=1))
+            pe = rotations(torch.cat([reference.ids for reference in references], dim=1), self.sizes.axes_dim)
+            vec = self.time_in(timestep_embedding(img.new_zeros(len(img))).to(img.dtype))
+            self._blocks(img, img[:, :0], vec, pe, 0, None, None, {"klein_keys_values": found.record})
+        return found
 
     def _blocks(self, img, txt, vec, pe, zero_tokens, control, mask, options) -> Tensor:
         double = (self._modulation(self.double_stream_modulation_img, vec, img.shape[1], zero_tokens),

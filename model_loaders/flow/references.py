@@ -28,31 +28,40 @@ class Control:
         """Whether any of the reference enters the sequence at step i of n, progress = i/n."""
         return self.strength > 0 and self.start <= progress < self.end and (self.keep is None or any(self.keep))
 
+    @property
+    def membership(self) -> Control:
+        """What of this decides which tokens belong to the set of references, whatever their weight and the step."""
+        return Control(strength=float(self.strength > 0), keep=self.keep)
+
 
 NEUTRAL = Control()
 
 
 class Tokens(NamedTuple):
-    """A reference in the sequence: tokens (B, N, channels), ids (1, N, 4), and ln of its strength."""
+    """A reference in the sequence: its index among all, tokens (B, N, channels), ids (1, N, 4), and ln of its strength."""
 
+    index: int
     tokens: Tensor
     ids: Tensor
     log_strength: float
 
 
 def select(tokens: list[Tensor], ids: list[Tensor], controls: tuple[Control, ...], progress: float) -> list[Tokens]:
-    """The references that are there at this step, each with the tokens it keeps, at the places it has with all others.
-    References beyond `controls` are neutral."""
-    controls = controls + (NEUTRAL,) * (len(tokens) - len(controls))
+    """The references that are there at this step, each with the tokens it keeps, at the places it has with all others."""
     chosen = []
-    for latent, place, control in zip(tokens, ids, controls):
+    for index, (latent, place, control) in enumerate(zip(tokens, ids, complete(controls, len(tokens)))):
         if not control.active(progress):
             continue
         if control.keep is not None:
             kept = torch.frombuffer(bytearray(control.keep), dtype=torch.bool).to(latent.device)
             latent, place = latent[:, kept], place[:, kept]
-        chosen.append(Tokens(latent, place, math.log(control.strength)))
+        chosen.append(Tokens(index, latent, place, math.log(control.strength)))
     return chosen
+
+
+def complete(controls: tuple[Control, ...], count: int) -> tuple[Control, ...]:
+    """Controls of `count` references; those beyond the ones given are neutral."""
+    return controls + (NEUTRAL,) * (count - len(controls))
 
 
 def strength_bias(references: list[Tokens], before: int, like: Tensor) -> Tensor | None:

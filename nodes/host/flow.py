@@ -17,12 +17,14 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ...model_loaders.checkpoint.identify import encoder_for
 from ...model_loaders.errors import KleinError
+from ...model_loaders.flow.cache import ReferenceSet
 from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.sizes import FlowSizes
 from .operations import flow_operations, native_tensors
 from .versions import new_patcher
 
+REFERENCE_CACHE = "klein_reference_cache"  # the run of nodes/host/cache.py among the transformer's options
 VARIANTS = ("auto", "distilled", "base", "kv")
 WEIGHT_DTYPES = {
     "default": None,
@@ -47,9 +49,17 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
     if model.device.type != "cpu":
         model.to(model.device)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, forget_references)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, variant))
     logging.info(f"Klein flow model {file.name}: hidden {file.sizes.hidden_size}, variant {model.klein_variant}")
     return patcher
+
+
+def forget_references(patcher, unpatch_all: bool) -> None:
+    """The host takes a model from the GPU: so goes what is kept there of its references."""
+    if unpatch_all:
+        kept = patcher.model.klein_kept
+        patcher.model.klein_kept = {key: found for key, found in kept.items() if found.storage.device is not None}
 
 
 def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, dict]]:
@@ -117,15 +127,21 @@ class HostedFlow(Flow):
     def _forward(
         self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs
     ):
+        method = kwargs.get("ref_latents_method")
+        references = kwargs.get("klein_references")  # None where there is none
+        run = transformer_options.get(REFERENCE_CACHE)
         return super().forward(
             x,
             timestep,
             context,
             ref_latents=ref_latents,
-            ref_latents_method=kwargs.get("ref_latents_method"),
+            ref_latents_method=method,
             control=control,
             attention_mask=kwargs.get("attention_mask"),
-            controls=kwargs.get("klein_controls", ()),
+            controls=references.controls if references else (),
+            reference_kv=run.keys_values(self, ref_latents, references, method, tuple(x.shape[-2:]), transformer_options)
+            if run and references
+            else None,
             transformer_options=transformer_options,
         )
 
@@ -136,10 +152,14 @@ def host_attention(q, k, v, mask=None, transformer_options={}):
 
 
 class KleinModel(comfy.model_base.Flux2):
-    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv."""
+    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `klein_kept` is
+    what a reference cache keeps between runs, `klein_kept_bytes` what it will take beside the host's own estimate."""
+
+    klein_kept_bytes = 0
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
+        self.klein_kept = {}
         # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
         self.memory_usage_factor = (
             comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604
@@ -154,9 +174,13 @@ class KleinModel(comfy.model_base.Flux2):
         out = super().extra_conds(**kwargs)
         # The host pads short texts on the left, as FLUX.2 [dev] wants them; klein sees what the encoder gave.
         out["c_crossattn"] = comfy.conds.CONDRegular(text)
-        if klein.get("controls"):
-            out["klein_controls"] = comfy.conds.CONDConstant(klein["controls"])
+        references = kwargs.get("reference_latents")
+        if references:
+            out["klein_references"] = comfy.conds.CONDConstant(ReferenceSet(references, klein.get("controls", ())))
         return out
+
+    def memory_required(self, *args, **kwargs):
+        return super().memory_required(*args, **kwargs) + self.klein_kept_bytes
 
 
 def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:

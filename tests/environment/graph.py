@@ -43,6 +43,10 @@ class Graph(dict):
         self[number] = {"class_type": class_type, "inputs": inputs}
         return [number, 0]
 
+    def reference(self, image, **settings):
+        """A link to a chain of references."""
+        return self.new("KleinReference", image=image, **{**dict(strength=1.0, start_percent=0.0, end_percent=1.0), **settings})
+
     def without_image(self):
         """Drop decoding and saving: a test of latents needs neither."""
         decode = self[self.save]["inputs"]["images"][0]

@@ -172,12 +172,13 @@ def vae_state(vae) -> dict:
     return state
 
 
-def pipeline(flow, encoder, tokenizer, vae):
-    """diffusers' Klein pipeline of these parts."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+def pipeline(flow, encoder, tokenizer, vae, kind: str = "Flux2KleinPipeline"):
+    """diffusers' Klein pipeline, or another, of these parts."""
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential", shift_terminal=None)
-    pipe = Flux2KleinPipeline(scheduler, vae, encoder, tokenizer, flow, is_distilled=True)
+    pipe = getattr(diffusers, kind)(scheduler, vae, encoder, tokenizer, flow, is_distilled=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -186,7 +187,35 @@ def pipeline(flow, encoder, tokenizer, vae):
 def velocity(oracle, x, t, context, references=(), keep=()) -> torch.Tensor:
     """diffusers' transformer on latents (B, channels, H, W), packed and numbered as its Klein pipeline does. keep: for
     each reference which of its tokens are there (h*w,) bool, None for all."""
-    batch, channels, height, width = x.shape
+    out = oracle(**_packed(x, t, context, references, keep), return_dict=False)[0]
+    return _unpacked(out, x)
+
+
+@torch.no_grad()
+def kv_velocity(oracle, x, t, context, references, cache, keep=()) -> tuple[torch.Tensor, object]:
+    """As `velocity`, as diffusers' K/V pipeline calls its transformer: without a cache the call that makes one, with it a
+    cached step. Returns (velocity, cache)."""
+    from diffusers.models.transformers.transformer_flux2 import Flux2KVAttnProcessor, Flux2KVParallelSelfAttnProcessor
+
+    for block in oracle.transformer_blocks:
+        block.attn.set_processor(Flux2KVAttnProcessor())
+    for block in oracle.single_transformer_blocks:
+        block.attn.set_processor(Flux2KVParallelSelfAttnProcessor())
+    t = torch.full((len(x),), float(t))
+    if cache is not None:
+        given = _packed(x, t, context)
+        return _unpacked(oracle(**given, return_dict=False, kv_cache=cache, kv_cache_mode="cached")[0], x), cache
+    given = _packed(x, t, context, references, keep)
+    own = x.shape[2] * x.shape[3]
+    count = given["hidden_states"].shape[1] - own
+    for name, dim in (("hidden_states", 1), ("img_ids", 0)):  # its order is [text, references, image]
+        given[name] = given[name].roll(count, dim)
+    out, cache = oracle(**given, return_dict=False, kv_cache_mode="extract", num_ref_tokens=count)
+    return _unpacked(out[:, -own:], x), cache
+
+
+def _packed(x, t, context, references=(), keep=()) -> dict[str, torch.Tensor]:
+    batch = len(x)
     latents = [x, *(reference.expand(batch, -1, -1, -1) for reference in references)]
     zero = torch.tensor([0])
     ids = [
@@ -197,15 +226,17 @@ def velocity(oracle, x, t, context, references=(), keep=()) -> torch.Tensor:
     for number, kept in enumerate(keep, start=1):
         if kept is not None:
             tokens[number], ids[number] = tokens[number][:, kept], ids[number][kept]
-    out = oracle(
+    return dict(
         hidden_states=torch.cat(tokens, dim=1),
         timestep=t,
         encoder_hidden_states=context.expand(batch, -1, -1),
         img_ids=torch.cat(ids),
         txt_ids=torch.cartesian_prod(zero, zero, zero, torch.arange(context.shape[1])),
-        return_dict=False,
-    )[0]
-    return out[:, : height * width].transpose(1, 2).reshape(batch, channels, height, width)
+    )
+
+
+def _unpacked(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return out[:, : x.shape[2] * x.shape[3]].transpose(1, 2).reshape(x.shape)
 
 
 def euler(oracle, x, sigmas, context, references=(), cfg=1.0, negative=None, keep=()) -> torch.Tensor:

@@ -3,8 +3,10 @@
 import pytest
 
 from environment import provision, small
-from environment.graph import ENCODER, FLOW, Graph
+from environment.graph import ENCODER, FLOW, Graph, picture
 from environment.server import Server
+
+SIZES = [(96, 64), (64, 160), (48, 48)]  # of the pictures; all fit the canvas as they are
 
 
 def pytest_collection_modifyitems(items):
@@ -40,3 +42,28 @@ def comfy(tmp_path_factory, oracle):
 def graph(comfy):
     """The example workflow in API format, with the float32 files, at 256x192, saving the latent too."""
     return Graph(comfy)
+
+
+@pytest.fixture
+def pictures(graph, comfy):
+    """Links to the images of three pictures."""
+    names = [picture(comfy, f"multi{seed}.png", *size, seed) for seed, size in enumerate(SIZES)]
+    return [graph.new("LoadImage", image=name) for name in names]
+
+
+@pytest.fixture
+def combined(graph):
+    """combined(image_1=..., ...) adds the combiner before the sampler, and returns its node's number."""
+    graph.without_image()
+    vae = graph.new("KleinVAELoader", **graph.vae)
+
+    def add(**inputs):
+        settings = dict(
+            positive=graph.positive, vae=vae, sizing="exact", max_megapixels=1.0, width=256, height=192, batch_size=1
+        )
+        number, _ = graph.new("KleinMultiReference", **{**settings, **inputs})
+        graph.sampler.update(positive=[number, 0], latent_image=[number, 2])
+        return number
+
+    add.vae = vae
+    return add

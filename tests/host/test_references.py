@@ -15,36 +15,6 @@ from samplers.geometry import fit
 from samplers.schedule import sigmas
 
 TOLERANCE = 1e-4
-SIZES = [(96, 64), (64, 160), (48, 48)]  # of the pictures; all fit the canvas as they are
-
-
-@pytest.fixture
-def pictures(graph, comfy):
-    """Links to the images of three pictures."""
-    names = [picture(comfy, f"multi{seed}.png", *size, seed) for seed, size in enumerate(SIZES)]
-    return [graph.new("LoadImage", image=name) for name in names]
-
-
-@pytest.fixture
-def combined(graph):
-    """combined(image_1=..., ...) adds the combiner before the sampler, and returns its node's number."""
-    graph.without_image()
-    vae = graph.new("KleinVAELoader", **graph.vae)
-
-    def add(**inputs):
-        settings = dict(
-            positive=graph.positive, vae=vae, sizing="exact", max_megapixels=1.0, width=256, height=192, batch_size=1
-        )
-        number, _ = graph.new("KleinMultiReference", **{**settings, **inputs})
-        graph.sampler.update(positive=[number, 0], latent_image=[number, 2])
-        return number
-
-    add.vae = vae
-    return add
-
-
-def reference(graph, image, **settings):
-    return graph.new("KleinReference", image=image, **{**dict(strength=1.0, start_percent=0.0, end_percent=1.0), **settings})
 
 
 def encoded(graph, combined, images):
@@ -57,7 +27,7 @@ def report(graph, comfy, number) -> list[str]:
 
 
 def test_neutral_references_are_bit_equal_to_reference_latent_and_match_diffusers(graph, combined, pictures, oracle):
-    combined(image_1=pictures[0], image_2=pictures[1], references=reference(graph, pictures[2]))
+    combined(image_1=pictures[0], image_2=pictures[1], references=graph.reference(pictures[2]))
     got = graph.latents()
     latents = encoded(graph, combined, pictures)
     positive = graph.positive
@@ -87,7 +57,7 @@ def test_a_last_reference_that_is_gone_equals_the_graph_without_it_bit_for_bit(g
     want = graph.latents()
     if "mask" in gone:
         gone = {"mask": graph.new("SolidMask", value=0.0, width=64, height=64)}
-    combined(image_1=pictures[0], references=reference(graph, pictures[1], **gone))
+    combined(image_1=pictures[0], references=graph.reference(pictures[1], **gone))
     assert torch.equal(graph.latents(), want)
 
 
@@ -96,7 +66,7 @@ def test_a_mask_leaves_out_its_tokens_and_keeps_the_places_of_the_others(graph, 
         "MaskComposite", destination=graph.new("SolidMask", value=0.0, width=96, height=64),
         source=graph.new("SolidMask", value=1.0, width=40, height=64), x=0, y=0, operation="add",
     )  # fmt: skip
-    combined(references=reference(graph, pictures[1], references=reference(graph, pictures[0], mask=half)))
+    combined(references=graph.reference(pictures[1], references=graph.reference(pictures[0], mask=half)))
     got = graph.latents()
     latents = encoded(graph, combined, pictures[:2])
     keep = torch.zeros(4, 6, dtype=torch.bool)
@@ -107,7 +77,7 @@ def test_a_mask_leaves_out_its_tokens_and_keeps_the_places_of_the_others(graph, 
 
 
 def test_a_window_is_counted_in_steps(graph, combined, pictures, oracle):
-    combined(references=reference(graph, pictures[0], start_percent=0.5))
+    combined(references=graph.reference(pictures[0], start_percent=0.5))
     got = graph.latents()
     latents = [encoded(graph, combined, pictures[:1])[0]]
     text, schedule = embed(oracle, graph.prompt["text"]), sigmas(4, 192)
@@ -119,9 +89,9 @@ def test_a_window_is_counted_in_steps(graph, combined, pictures, oracle):
 def test_strength_changes_the_image_and_1_does_not(graph, combined, pictures):
     combined(image_1=pictures[0])
     plain = graph.latents()
-    combined(references=reference(graph, pictures[0], strength=1.0))
+    combined(references=graph.reference(pictures[0], strength=1.0))
     assert torch.equal(graph.latents(), plain)
-    combined(references=reference(graph, pictures[0], strength=2.0))
+    combined(references=graph.reference(pictures[0], strength=2.0))
     assert relative(graph.latents(), plain) > 1e-3
 
 
@@ -156,7 +126,7 @@ def test_the_report_numbers_every_image_and_warns(graph, combined, pictures, com
     graph.prompt["text"] = "the fox of image 1 beside the tree of image 4"
     empty = graph.new("SolidMask", value=0.0, width=8, height=8)
     number = combined(
-        image_1=pictures[0], image_3=pictures[1], references=reference(graph, pictures[2], strength=0.5, mask=empty),
+        image_1=pictures[0], image_3=pictures[1], references=graph.reference(pictures[2], strength=0.5, mask=empty),
         width=0, height=0,
     )  # fmt: skip
     assert report(graph, comfy, number) == [
@@ -180,7 +150,7 @@ def test_eleven_references_are_refused(graph, combined, pictures, comfy):
 
 
 def test_a_window_without_a_step_is_refused(graph, combined, pictures):
-    combined(references=reference(graph, pictures[0], start_percent=0.5, end_percent=0.5))
+    combined(references=graph.reference(pictures[0], start_percent=0.5, end_percent=0.5))
     with pytest.raises(
         PromptError, match="^start_percent is 0.5 and end_percent 0.5, which leaves no step: set the end above the start.$"
     ):

@@ -1,0 +1,139 @@
+"""Keys and values of references, computed once and used in every step: what the K/V variant of klein is trained for.
+
+References attend to each other alone and are modulated as at t = 0, so their keys and values depend on the weights and
+the ordered set of references, and on nothing of the prompt, the seed, the size or the step. The arithmetic is that of
+diffusers' pipeline_flux2_klein_kv.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checkpoint.quantisation import quantise
+from .references import Control, Tokens, complete
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How keys and values are kept. device: None where they are computed. dtype: None as they are computed, or an fp8
+    dtype, each tensor with one scale."""
+
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+    def keep(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, scale = (x, None) if self.dtype is None else quantise(x, self.dtype)
+        return x.to(self.device, copy=scale is None), scale
+
+
+AS_COMPUTED = Storage()
+
+
+class ReferenceKV:
+    """Keys (after RoPE) and values (B, heads, tokens, head) of an ordered set of references, by block."""
+
+    def __init__(self, references: list[Tokens], storage: Storage):
+        self.storage = storage
+        self.spans: dict[int, slice] = {}  # index of a reference -> its tokens
+        start = 0
+        for reference in references:
+            self.spans[reference.index] = slice(start, start + reference.tokens.shape[1])
+            start += reference.tokens.shape[1]
+        self.tokens = start
+        self.blocks: dict[tuple[str, int], tuple] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for pair in self.blocks.values() for x, _ in pair)
+
+    def record(self, k: Tensor, v: Tensor, mask, options: dict):
+        """Keep a block's keys and values, and change nothing."""
+        self.blocks[options["block_type"], options["block_index"]] = tuple(self.storage.keep(x) for x in (k, v))
+        return k, v, mask
+
+    def at(self, controls: tuple[Control, ...], progress: float):
+        """What adds the references that are there at this step to a block's keys, values and mask; None for none."""
+        controls = complete(controls, max(self.spans, default=-1) + 1)
+        there = [index for index in self.spans if controls[index].active(progress)]
+        if not there:
+            return None
+        # Neighbours stay one span, so that all references together need no copy.
+        spans = [self.spans[index] for index in there] if len(there) < len(self.spans) else [slice(None)]
+        strengths = {}
+        if any(controls[index].strength != 1 for index in there):
+            strengths = {index: controls[index].strength for index in there}
+        return partial(self._extend, spans, strengths)
+
+    def _extend(self, spans: list[slice], strengths: dict[int, float], k: Tensor, v: Tensor, mask, options: dict):
+        kept = self.blocks[options["block_type"], options["block_index"]]
+        own = k.shape[2]
+        k, v = (torch.cat([x, *self._read(pair, spans, x)], dim=2) for x, pair in zip((k, v), kept))
+        added = k.shape[2] - own
+        if mask is not None:
+            mask = F.pad(mask, (0, added))
+        if strengths:
+            bias = [k.new_zeros(own), *(k.new_full((self._length(i),), s).log() for i, s in strengths.items())]
+            bias = torch.cat(bias)[None, None, None]
+            mask = bias if mask is None else mask + bias
+        return k, v, mask
+
+    def _read(self, kept: tuple[Tensor, Tensor | None], spans: list[slice], like: Tensor) -> list[Tensor]:
+        x, scale = kept
+        x = x.to(like.device, non_blocking=True)
+        if scale is not None:
+            x = (x.float() * scale).to(like.dtype)
+        return [x[:, :, span].expand(len(like), -1, -1, -1) for span in spans]
+
+    def _length(self, index: int) -> int:
+        return self.spans[index].stop - self.spans[index].start
+
+
+class ReferenceSet:
+    """References of a conditioning: latents (B, channels, h, w) in order, and their controls. `key` is what their keys and
+    values depend on; equal sets are alike in all that is asked of them."""
+
+    def __init__(self, latents: list[Tensor], controls: tuple[Control, ...] = ()):
+        self.latents, self.controls = latents, controls
+
+    @cached_property
+    def key(self) -> tuple:
+        members = tuple(control.membership for control in complete(self.controls, len(self.latents)))
+        return content(self.latents), members
+
+    @property
+    def tokens(self) -> int:
+        """Of all references, those that a mask leaves out among them."""
+        return sum(latent.shape[-2] * latent.shape[-1] for latent in self.latents)
+
+    @property
+    def rows(self) -> int:
+        return max(len(latent) for latent in self.latents)
+
+    def is_content_of(self, latents: list[Tensor]) -> bool:
+        """Whether latents of a model call are still these, in the call's dtype and repeated to its batch."""
+        pairs = [(given, own.to(given)) for given, own in zip(latents, self.latents)]
+        return len(latents) == len(self.latents) and all(
+            given.shape[1:] == own.shape[1:] and torch.equal(given, own[torch.arange(len(given)) % len(own)])
+            for given, own in pairs
+        )
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, ReferenceSet) or self.controls != other.controls or len(self.latents) != len(other.latents):
+            return False
+        return all(map(operator.is_, self.latents, other.latents)) or self.key == other.key
+
+
+def content(latents: list[Tensor]) -> str:
+    """A digest of shapes, dtypes and values."""
+    digest = hashlib.sha256()
+    for latent in latents:
+        digest.update(f"{tuple(latent.shape)} {latent.dtype} ".encode())
+        digest.update(latent.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,45 @@
+"""Keys and values of references, computed once."""
+
+from comfy_api.latest import io
+
+from .host.cache import DEVICES, DTYPES, MODES, attach
+from .loaders import CATEGORY
+
+
+class KleinReferenceCache(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinReferenceCache",
+            display_name="Klein Reference Cache",
+            category=CATEGORY,
+            description="Computes what the model keeps of the references once instead of in every step: with 4 steps and "
+            "several references most of the time is saved. For klein 9B KV; other models give other images with it.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="within_run",
+                    tooltip="within_run: computed once a run. across_runs: kept while the same references are used, with any "
+                    "prompt, seed or size. off: changes nothing.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=list(DEVICES),
+                    default="gpu",
+                    tooltip="Where it is kept. cpu needs none of the GPU's memory, and time to copy it in every step.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="model",
+                    tooltip="model: exact. float8_e4m3fn: half the memory of 16 bit, slightly different images.",
+                ),
+            ],
+            outputs=[io.Model.Output(), io.String.Output(id="report", display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
+        return io.NodeOutput(*attach(model, mode, device, dtype))
