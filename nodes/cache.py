@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .host.cache import DEVICES, DTYPES, MODES, attach
+from .host.reports import with_report
 from .loaders import CATEGORY
 
 
@@ -38,8 +39,9 @@ class KleinReferenceCache(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(), io.String.Output(id="report", display_name="report")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
-        return io.NodeOutput(*attach(model, mode, device, dtype))
+        return with_report(cls, *attach(model, mode, device, dtype))

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .host.encoder import encode_prompt
+from .host.reports import with_report
 from .loaders import CATEGORY
 
 
@@ -20,9 +21,9 @@ class KleinPrompt(io.ComfyNode):
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="Plain sentences work best."),
             ],
             outputs=[io.Conditioning.Output(), io.String.Output(id="report", display_name="report")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
-        conditioning, report = encode_prompt(clip, text)
-        return io.NodeOutput(conditioning, report)
+        return with_report(cls, *encode_prompt(clip, text))

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..samplers.geometry import SIZINGS, restore
 from .host.references import SOCKETS, chain, combine
+from .host.reports import with_report
 from .loaders import CATEGORY
 
 References = io.Custom("KLEIN_REFERENCES")
@@ -93,6 +94,7 @@ class KleinMultiReference(io.ComfyNode):
                 CanvasType.Output(display_name="canvas"),
                 io.String.Output(display_name="report"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -100,8 +102,8 @@ class KleinMultiReference(io.ComfyNode):
         cls, positive, vae, sizing, max_megapixels, width, height, batch_size, negative=None, references=(), **images
     ) -> io.NodeOutput:
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
-        return io.NodeOutput(
-            *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
+        return with_report(
+            cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
         )
 
 

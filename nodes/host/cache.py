@@ -16,7 +16,7 @@ from ...model_loaders.errors import KleinError
 from ...model_loaders.flow.cache import ReferenceKV, ReferenceSet, Storage
 from .flow import REFERENCE_CACHE, KleinModel
 
-MODES = ("within_run", "across_runs", "off")
+MODES = ("off", "within_run", "across_runs")
 DEVICES = ("gpu", "cpu")
 DTYPES = {"model": None, "float8_e4m3fn": torch.float8_e4m3fn}
 

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from environment import provision, small
 from environment.server import Server
@@ -24,6 +26,7 @@ def comfy(tmp_path_factory):
     base = tmp_path_factory.mktemp("browser")
     small.released_files(base / "models")
     server = Server(base).start()
+    Image.fromarray(np.full((64, 96, 3), 200, np.uint8)).save(base / "input/example.png")
     yield server
     server.stop()
 
@@ -50,22 +53,19 @@ def load(page, name):
     return graph
 
 
-def test_the_template_is_listed_by_the_server(comfy):
-    names = comfy.get("/workflow_templates")["klein"]
-    assert "klein_9b_text_to_image" in names
-    assert (provision.ROOT / "workflows/klein_9b_text_to_image.jpg").is_file()
+NAMES = sorted(path.stem for path in (provision.ROOT / "workflows").glob("*.json"))
 
 
-def test_the_example_has_at_most_8_nodes_and_7_links():
-    graph = json.loads((provision.ROOT / "workflows/klein_9b_text_to_image.json").read_text())
-    assert len([node for node in graph["nodes"] if "Note" not in node["type"]]) <= 8
-    assert len(graph["links"]) <= 7
+def test_the_templates_are_listed_by_the_server_each_with_its_picture(comfy):
+    assert sorted(comfy.get("/workflow_templates")["klein"]) == NAMES
+    assert all((provision.ROOT / f"workflows/{name}.jpg").is_file() for name in NAMES)
 
 
-def test_the_example_in_the_frontend_is_the_same_graph_as_its_api_file(page):
-    load(page, "klein_9b_text_to_image.json")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_in_the_frontend_is_the_same_graph_as_its_api_file(page, name):
+    load(page, f"{name}.json")
     exported = page.evaluate("app.graphToPrompt()")["output"]
-    want = json.loads((provision.ROOT / "workflows/api/klein_9b_text_to_image.json").read_text())
+    want = json.loads((provision.ROOT / f"workflows/api/{name}.json").read_text())
     assert {number: {k: node[k] for k in ("class_type", "inputs")} for number, node in exported.items()} == want
     missing = page.evaluate(
         "app.graph.nodes.filter(node => node.has_errors || !LiteGraph.registered_node_types[node.type]).map(n => n.type)"
@@ -73,21 +73,29 @@ def test_the_example_in_the_frontend_is_the_same_graph_as_its_api_file(page):
     assert missing == []
 
 
-def test_the_example_queued_in_the_frontend_leaves_its_image_on_the_canvas(page, comfy):
-    load(page, "klein_9b_text_to_image.json")
-    page.evaluate("""() => {
-        for (const node of app.graph.nodes) if (node.type === 'EmptyFlux2LatentImage') {
-            node.widgets[0].value = 256; node.widgets[1].value = 256;
-        }
-        window.result = new Promise(done => {
+def queue(page, change: str = "") -> None:
+    """Queue the graph on the canvas, changed by a script, and wait until it has run."""
+    page.evaluate(f"""() => {{
+        {change}
+        window.result = new Promise(done => {{
             app.api.addEventListener('execution_success', () => done('success'));
             app.api.addEventListener('execution_error', event => done(JSON.stringify(event.detail)));
-        });
-    }""")
+        }});
+    }}""")
     page.evaluate("app.queuePrompt(0)")
     assert page.evaluate("window.result") == "success"
     page.wait_for_timeout(2500)
     assert not page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length")
+
+
+def test_the_example_queued_in_the_frontend_leaves_its_image_on_the_canvas(page, comfy):
+    load(page, "klein_9b_text_to_image.json")
+    queue(
+        page,
+        """for (const node of app.graph.nodes) if (node.type === 'EmptyFlux2LatentImage') {
+        node.widgets[0].value = 256; node.widgets[1].value = 256;
+    }""",
+    )
     node = page.evaluate("""() => {
         const node = app.graph.nodes.find(node => node.type === 'SaveImage');
         const images = node.imgs || document.querySelectorAll('img[src*="/view"]');
@@ -96,3 +104,18 @@ def test_the_example_queued_in_the_frontend_leaves_its_image_on_the_canvas(page,
     assert node == {"count": 1, "width": 256, "height": 256}
     (provision.ROOT / "out").mkdir(exist_ok=True)
     page.screenshot(path=provision.ROOT / "out/frontend.png")  # to look at
+
+
+def test_reports_stand_on_their_nodes(page, comfy):
+    """Shown with ComfyUI's own text preview, and in the history for those who queue over the API."""
+    load(page, "klein_9b_kv_two_references.json")
+    queue(page)
+    texts = page.evaluate("""Object.fromEntries(app.graph.nodes
+        .map(node => [node.type, node.widgets?.find(widget => widget.name === '$$node-text-preview')?.value])
+        .filter(([type, value]) => value))""")
+    assert texts["KleinMultiReference"].startswith("image 1: 96x64, 24 tokens, 4 %\nimage 2: 96x64")
+    assert texts["KleinPrompt"].startswith("24 of 512 tokens") or "tokens" in texts["KleinPrompt"]
+    assert texts["KleinReferenceCache"].startswith("across_runs, on the gpu:")
+    entry = max(comfy.get("/history").values(), key=lambda each: each["prompt"][0])
+    assert texts["KleinMultiReference"] in [text for node in entry["outputs"].values() for text in node.get("text", ())]
+    page.screenshot(path=provision.ROOT / "out/reports.png")  # to look at

@@ -15,6 +15,7 @@ CONTRACT = {
         "CONDITIONING CONDITIONING LATENT KLEIN_CANVAS STRING",
     ),
     "KleinCanvasRestore": ("image canvas", "IMAGE"),
+    "KleinReferenceCache": ("model mode device dtype", "MODEL STRING"),
     "KleinDistilledSampler": (
         "model positive latent_image seed steps cfg denoise schedule negative sigmas",
         "LATENT",

@@ -23,7 +23,9 @@ def encoded(graph, combined, images):
 
 def report(graph, comfy, number) -> list[str]:
     show = graph.new("PreviewAny", source=[number, 4])[0]
-    return comfy.run(graph)[show]["text"][0].split("\n")
+    outputs = comfy.run(graph)
+    assert outputs[show]["text"] == outputs[number]["text"]
+    return outputs[show]["text"][0].split("\n")
 
 
 def test_neutral_references_are_bit_equal_to_reference_latent_and_match_diffusers(graph, combined, pictures, oracle):

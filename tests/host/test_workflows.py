@@ -1,0 +1,25 @@
+"""Every example graph in API format, run as it is in the real host, with small weights in the released formats."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from environment import provision
+from environment.graph import picture
+
+NAMES = sorted(path.stem for path in (provision.ROOT / "workflows/api").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_runs_and_leaves_an_image(comfy, name):
+    picture(comfy, "example.png", 96, 64, 3)
+    graph = json.loads((provision.ROOT / f"workflows/api/{name}.json").read_text())
+    size = (96, 64)
+    for node in graph.values():
+        if node["class_type"] == "EmptyFlux2LatentImage":
+            size = (256, 192)
+            node["inputs"].update(width=256, height=192)
+    (save,) = [number for number, node in graph.items() if node["class_type"] == "SaveImage"]
+    (image,) = comfy.run(graph)[save]["images"]
+    assert Image.open(comfy.file(image)).size == size
