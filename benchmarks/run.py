@@ -1,6 +1,7 @@
 """python3 dev.py bench : every measurement of the pack, one table. Medians of interleaved rounds, float32 on the CPU.
 
-ratio: ours to what the row is held against (the faster of the peers for a step; the whole encoder; the bytes kept).
+ratio: ours to what the row is held against (the faster of the peers for a step; the whole encoder; the bytes kept; four
+steps without references).
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import torch
 
 import encode
 import load
+import references
 import step
 from environment import inprocess
 from table import markdown
 
-PARTS = ("step", "encode", "load")
+PARTS = ("step", "references", "encode", "load")
 
 
 def main() -> None:
@@ -37,6 +39,8 @@ def main() -> None:
             rows += encode.measure(folder, options.rounds) + encode.sizes()
         if "step" in options.parts:
             rows += step.measure(folder, options.rounds)
+        if "references" in options.parts:
+            rows += references.measure(folder, min(options.rounds, 3))
     import comfyui_version
 
     print(f"\n{options.rounds} rounds; {platform.machine()}, {torch.get_num_threads()} threads, float32 matmul "

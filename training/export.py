@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import torch
 from safetensors.torch import save_file
 
-from . import text, vae
+from environment.small import vae_state
+
+from . import flow, text, vae
 from .parts import ROOT, Average, Run
 
 TINY = ROOT / "tiny"
@@ -16,11 +17,6 @@ DTYPE = torch.bfloat16  # as the released files
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from environment.small import vae_state
-
-    from . import flow
-
     transformer = flow.build()
     run = Run("flow", flow.STEPS, {"average": (average := Average(transformer, 0.0))}, {})
     print(f"flow: step {run.step} of {run.steps}, {run.seconds / 60:.0f} minutes")
@@ -40,7 +36,3 @@ def write(state: dict[str, torch.Tensor], name: str) -> None:
     state = {key: weight.to(DTYPE).contiguous() if weight.is_floating_point() else weight for key, weight in state.items()}
     save_file(state, TINY / name, {"format": "pt"})
     print(f"{name}: {(TINY / name).stat().st_size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    main()

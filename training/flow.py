@@ -9,6 +9,7 @@ all they stand for: at inference all 512 positions are there.
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model_loaders.flow.model import Flow
+from model_loaders.flow.references import Control
 from model_loaders.flow.sizes import FlowSizes
 from model_loaders.qwen3.prompt import PAD, tokenize
 from samplers.schedule import sigmas
@@ -27,8 +29,8 @@ from .parts import WORK, Average, Run
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
-STEPS, RATE = 5000, 2e-3
-SCENES, TASKS = 10000, 7000  # whose latents are made once
+STEPS, RATE = 3200, 3e-3
+SCENES, TASKS, MASKED = 8000, 6000, 1200  # whose latents are made once
 TOKENS = (world.SIZE // 16) ** 2
 SHIFT = 7.0  # exp(mu) of klein's schedule at this size and 4 steps, for the times between
 
@@ -46,6 +48,15 @@ def build() -> Flow:
     return flow
 
 
+class Batch(NamedTuple):
+    """Prompts, latents (B, 128, 4, 4) of what they ask for, and references, each like those, with their controls."""
+
+    prompts: list[str]
+    target: Tensor
+    references: list[Tensor]
+    controls: tuple[Control, ...] = ()
+
+
 class Data:
     """Scenes and tasks with their latents, made once from the seed and kept in out/training/."""
 
@@ -53,33 +64,35 @@ class Data:
         rng = random.Random(100)
         self.scenes = [world.training_scene(rng) for _ in range(SCENES)]
         self.tasks = [world.training_task(rng) for _ in range(TASKS)]
+        self.tasks += [world.draw(world.masked_task, world.trainable_task, rng) for _ in range(MASKED)]
         path = WORK / "latents.safetensors"
         if not path.exists():
             autoencoder = vae.finish()
-            scenes = [
-                *self.scenes,
-                *(scene for task in self.tasks for scene in (task.result, task.references[0], task.references[-1])),
-            ]
+            pictures = [*self.scenes, *(s for t in self.tasks for s in (t.result, t.references[0], t.references[-1]))]
             with torch.no_grad():
-                parts = [vae.encode(autoencoder, vae.pictures(scenes[i : i + 64])) for i in range(0, len(scenes), 64)]
+                parts = [vae.encode(autoencoder, vae.pictures(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
             save_file({"latents": torch.cat(parts)}, path)
         latents = load_file(path)["latents"]
-        self.of_scenes, self.of_tasks = latents[:SCENES], latents[SCENES:].unflatten(0, (TASKS, 3))
-        self.by_count = {n: [i for i, task in enumerate(self.tasks) if len(task.references) == n] for n in (1, 2)}
+        self.of_scenes, self.of_tasks = latents[:SCENES], latents[SCENES:].unflatten(0, (-1, 3))
+        self.groups = {}
+        for i, task in enumerate(self.tasks):
+            self.groups.setdefault(task.keep or len(task.references), []).append(i)
 
-    def batch(self, rng: random.Random) -> tuple[list[str], Tensor, list[Tensor]]:
-        """Prompts, latents (B, 128, 4, 4) of what they ask for, and references, each like those."""
+    def batch(self, rng: random.Random) -> Batch:
         kind = rng.random()
         if kind < 0.45:
-            chosen = rng.sample(range(SCENES), 64)
-            return [world.caption(self.scenes[i], rng) for i in chosen], self.of_scenes[chosen], []
-        count, size = (1, 44) if kind < 0.65 else (2, 36)
-        chosen = rng.sample(self.by_count[count], size)
+            chosen = rng.sample(range(SCENES), 48)
+            return Batch([world.caption(self.scenes[i], rng) for i in chosen], self.of_scenes[chosen], [])
+        group, size = (
+            (1, 36) if kind < 0.6 else (2, 28) if kind < 0.92 else (rng.choice(("left", "right", "top", "bottom")), 36)
+        )
+        chosen = rng.sample(self.groups[group], size)
         result, *references = self.of_tasks[chosen].unbind(1)
-        return [self.tasks[i].prompt for i in chosen], result, references[:count]
+        controls = () if group in (1, 2) else (Control(keep=world.kept_tokens(group)),)
+        return Batch([self.tasks[i].prompt for i in chosen], result, references[: 2 if group == 2 else 1], controls)
 
 
-def velocity(flow: Flow, x: Tensor, sigma: Tensor, found, references=(), isolated=False) -> Tensor:
+def velocity(flow: Flow, x: Tensor, sigma: Tensor, found, references=(), controls=(), isolated=False) -> Tensor:
     """Velocity at x and sigma (B,), given `text.features`: features, positions and how many positions each stands for."""
     features, positions, counts = found
 
@@ -87,16 +100,18 @@ def velocity(flow: Flow, x: Tensor, sigma: Tensor, found, references=(), isolate
         args["txt_ids"][..., 3] = positions
         return args
 
-    image = TOKENS * (1 + len(references))
-    bias = F.pad(counts.log(), (0, image))[:, None, None, :]
+    kept = [sum(control.keep) for control in controls] or [TOKENS] * len(references)
+    bias = F.pad(counts.log(), (0, TOKENS + sum(kept)))[:, None, None, :]
     if isolated and references:
         others = features.shape[1] + TOKENS
-        alone = torch.zeros(others + image - TOKENS, others + image - TOKENS)
+        alone = torch.zeros(others + sum(kept), others + sum(kept))
         alone[others:, :others] = float("-inf")
         bias = bias + alone
     method = "index_timestep_zero" if isolated else "index"
     options = {"patches": {"post_input": [place]}}
-    return flow(x, sigma, features, list(references), method, attention_mask=bias, transformer_options=options)
+    return flow(
+        x, sigma, features, list(references), method, attention_mask=bias, controls=controls, transformer_options=options
+    )
 
 
 class Reader:
@@ -126,12 +141,12 @@ def train(minutes: float) -> bool:
     run = Run("flow", STEPS, {"flow": flow, "average": average}, steps)
 
     def step(rng, generator) -> dict:
-        prompts, target, references = data.batch(rng)
+        prompts, target, references, controls = data.batch(rng)
         sigma = times(len(prompts), generator)
         noise = torch.randn(target.shape, generator=generator)
         x = torch.lerp(target, noise, sigma.view(-1, 1, 1, 1))
         found = read(prompts, generator)
-        v = velocity(flow, x, sigma, found, references, isolated=rng.random() < 0.5)
+        v = velocity(flow, x, sigma, found, references, controls, isolated=rng.random() < 0.5)
         loss = F.mse_loss(v, noise - target)
         for optimiser in steps.values():
             optimiser.zero_grad()
@@ -140,7 +155,7 @@ def train(minutes: float) -> bool:
         for optimiser in steps.values():
             optimiser.step()
         average.update()
-        return {f"loss {len(references)}": loss.item()}
+        return {f"loss {len(references)}{' masked' if controls else ''}": loss.item()}
 
     def report() -> dict:
         trained = {name: p.detach().clone() for name, p in flow.named_parameters()}
@@ -166,5 +181,5 @@ def judged(flow, read, autoencoder, references: int, count: int = 64, steps: int
     x, found = torch.randn(count, 128, 4, 4, generator=generator), read(prompts, generator)
     schedule = sigmas(steps, TOKENS)
     for now, following in zip(schedule[:-1], schedule[1:]):
-        x = x + (following - now) * velocity(flow, x, now.expand(count), found, latents, isolated)
+        x = x + (following - now) * velocity(flow, x, now.expand(count), found, latents, isolated=isolated)
     return sum(judge(image, scene).all for image, scene in zip(vae.decode(autoencoder, x), wanted)) / count

@@ -68,6 +68,36 @@ class Run:
                 group["lr"] = rate * factor
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal by five Newton-Schulz steps, as large as an Adam step (0.2 a weight, root mean square).
+
+    Source: K. Jordan, "Muon" (2024), with its coefficients; scale: Liu et al., "Muon is Scalable for LLM Training" (2025).
+    torch.optim.Muon does the same in bfloat16, which takes a CPU without bfloat16 units 16 s a step here, and this 0.2 s.
+    """
+
+    def __init__(self, matrices, lr: float, momentum: float = 0.95):
+        super().__init__(matrices, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(mean, group["momentum"]))
+                p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
+
+
+def orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """The nearest matrix with singular values of about 1."""
+    wide = x.T if x.shape[0] > x.shape[1] else x
+    wide = wide / wide.norm().clamp_min(1e-7)
+    for _ in range(5):
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    return wide.T if x.shape[0] > x.shape[1] else wide
+
+
 class Average:
     """Exponential moving average of a module's parameters; what ships."""
 

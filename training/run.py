@@ -1,15 +1,21 @@
-"""python3 dev.py train vae|encoder|flow [minutes] : go on with one model's training; the next part starts where it stopped."""
+"""python3 dev.py train vae|encoder|flow [minutes] : go on with one model's training; the next part starts where it stopped.
+python3 dev.py train export|evaluate : write tiny/, measure it.
+"""
 
 import sys
 
-from . import flow, text, vae
+from . import evaluate, export, flow, text, vae
 
 TRAIN = {"vae": vae.train, "encoder": text.train, "flow": flow.train}
+AFTER = {"export": export.main, "evaluate": evaluate.main}
 
 
 def main() -> None:
     name, minutes = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 40
-    print("done" if TRAIN[name](minutes) else "to be continued")
+    if name in AFTER:
+        AFTER[name]()
+    else:
+        print("done" if TRAIN[name](minutes) else "to be continued")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from model_loaders.qwen3.encoder import TAPS, EncoderSizes, Qwen3Encoder
 from model_loaders.qwen3.prompt import LENGTH, PAD, SPECIAL, TEMPLATE, WORDS, tokenize
 
 from . import world
-from .parts import Average, Run
+from .parts import Average, Muon, Run
 
 SIZES = EncoderSizes(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_hidden=192, vocabulary=1024)
 STEPS, BATCH, RATE = 500, 96, 2e-3
@@ -128,7 +128,7 @@ def optimisers(module: nn.Module, rate: float) -> dict:
     chosen = set(map(id, inside))
     outside = [p for p in module.parameters() if id(p) not in chosen]
     return {
-        "muon": torch.optim.Muon(inside, rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        "muon": Muon(inside, rate),
         "adam": torch.optim.AdamW(outside, rate, betas=(0.9, 0.98), weight_decay=0.0),
     }
 

@@ -57,6 +57,7 @@ class Task:
     result: Scene
     kind: str
     subject: int  # the number of the image whose object is shown
+    keep: str = ""  # the half of the reference that a mask keeps: left, right, top or bottom
 
 
 def held_out(shape: str, colour: str, ground: str) -> bool:
@@ -119,7 +120,7 @@ def task(rng: random.Random) -> Task:
             prompt = rng.choice(["image 1 but {}", "image 1, but {}", "the object of image 1 in {}"]).format(colour)
             return Task(prompt, (first,), recolour(first, colour), kind, 1)
         prompt = rng.choice(["image 1 on a {} background", "the object of image 1 on {}"]).format(colour)
-        return Task(prompt, (first,), replace(first, ground=colour), kind, 1)
+        return Task(prompt, (first,), on_ground(first, colour), kind, 1)
     swapped = rng.random() < 0.5
     a, b = (2, 1) if swapped else (1, 2)
     one, other = (second, first) if swapped else (first, second)
@@ -128,12 +129,32 @@ def task(rng: random.Random) -> Task:
         result = recolour(one, other.things[0].colour)
     else:
         prompt = rng.choice(["the object of image {} on the background of image {}", "image {} on the background of image {}"])
-        result = replace(one, ground=other.ground)
+        result = on_ground(one, other.ground)
     return Task(prompt.format(a, b), (first, second), result, kind, a)
+
+
+def masked_task(rng: random.Random) -> Task:
+    """A prompt about a picture of two things, of which a mask keeps the half with one of them."""
+    shown = scene(rng, 2)
+    sides = ("left", "right") if shown.place in ("left of", "right of") else ("top", "bottom")
+    keep = rng.choice(sides)
+    axis = (lambda thing: thing.x) if "left" in sides else (lambda thing: thing.y)
+    thing = (min if keep == sides[0] else max)(shown.things, key=axis)
+    single = Scene(shown.ground, (thing,), keep)
+    colour = rng.choice([name for name in COLOURS if name not in (shown.ground, thing.colour)])
+    if rng.random() < 0.5:
+        prompt, result = rng.choice(["image 1 but {}", "image 1, but {}"]), recolour(single, colour)
+    else:
+        prompt, result = "image 1 on a {} background", on_ground(single, colour)
+    return Task(prompt.format(colour), (shown,), result, "masked", 1, keep)
 
 
 def recolour(scene: Scene, colour: str) -> Scene:
     return replace(scene, things=(replace(scene.things[0], colour=colour),))
+
+
+def on_ground(scene: Scene, ground: str) -> Scene:
+    return replace(scene, ground=ground)
 
 
 def possible(task: Task) -> bool:
@@ -155,7 +176,11 @@ def training_scene(rng: random.Random) -> Scene:
 
 def training_task(rng: random.Random) -> Task:
     """Neither the references nor the result show a held-out combination."""
-    return draw(task, lambda t: possible(t) and all(map(trainable, (t.result, *t.references))), rng)
+    return draw(task, trainable_task, rng)
+
+
+def trainable_task(task: Task) -> bool:
+    return possible(task) and all(map(trainable, (task.result, *task.references)))
 
 
 def unseen_scene(rng: random.Random) -> Scene:
@@ -166,6 +191,14 @@ def unseen_scene(rng: random.Random) -> Scene:
 def unseen_task(rng: random.Random, references: int) -> Task:
     """A task whose result has a held-out combination."""
     return draw(task, lambda t: possible(t) and len(t.references) == references and not trainable(t.result), rng)
+
+
+def kept_tokens(keep: str) -> bytes:
+    """Which of the 4x4 tokens of a picture are in a half, as a mask of a reference has it."""
+    side = SIZE // 16
+    inside = {"left": lambda y, x: x < side // 2, "top": lambda y, x: y < side // 2}
+    inside |= {"right": lambda y, x: x >= side // 2, "bottom": lambda y, x: y >= side // 2}
+    return bytes(inside[keep](y, x) for y in range(side) for x in range(side))
 
 
 def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) -> np.ndarray:

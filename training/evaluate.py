@@ -1,0 +1,116 @@
+"""python3 dev.py train evaluate : the figures of the model card and the contact sheet, over HTTP in a real ComfyUI.
+
+Held-out prompts and tasks, 64x64, all 512 text positions. Each share has its 95 % interval (Wilson).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from environment import small
+from environment.server import Server
+
+from . import world
+from .flow import SIZES
+from .parts import ROOT
+from .studio import Job, paint, reference_jobs, text_jobs, verdicts
+
+RANDOM = "klein-random.safetensors"
+COUNT = 200
+
+
+def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    share, square = right / count, z * z
+    middle, half = share + square / (2 * count), z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    return (middle - half) / (1 + square / count), (middle + half) / (1 + square / count)
+
+
+def shares(found: list) -> dict[str, str]:
+    """What is right, of how many, with its interval."""
+    out = {}
+    for name in ("shape", "colour", "place", "all"):
+        right = sum(getattr(verdict, name) for verdict in found)
+        low, high = interval(right, len(found))
+        out[name] = f"{100 * right / len(found):.1f} ({100 * low:.0f}-{100 * high:.0f})"
+    return out
+
+
+def swapped(jobs: list[Job]) -> list[Job]:
+    """The same prompts with the two pictures in the other order, and what they then ask for."""
+    out = []
+    for job in jobs:
+        numbers = [int(word) for word in job.prompt.replace(",", " ").split() if word in ("1", "2")]
+        first, second = job.references[::-1]
+        one, other = (first, second) if numbers[0] == 1 else (second, first)
+        kind = "color" if "color" in job.prompt else "background"
+        wanted = world.recolour(one, other.things[0].colour) if kind == "color" else world.on_ground(one, other.ground)
+        out.append(Job(job.prompt, (first, second), wanted))
+    return [job for job in out if all(thing.colour != job.wanted.ground for thing in job.wanted.things)]
+
+
+def figures(comfy) -> dict[str, dict]:
+    rng = random.Random(2024)
+    text, one, two = text_jobs(rng, COUNT), reference_jobs(rng, COUNT, 1), reference_jobs(rng, COUNT, 2)
+    found = {}
+
+    def measure(name: str, jobs: list[Job], **settings):
+        found[name] = shares(verdicts(paint(comfy, jobs, **settings), jobs))
+        print(name, found[name], flush=True)
+
+    for steps in (4, 1, 2, 8):
+        measure(f"text, {steps} steps", text, steps=steps)
+    measure("text, 4 steps, another seed", text, seed=77)
+    for cache in ("off", "within_run"):
+        mode = "plain" if cache == "off" else "cached"
+        measure(f"one reference, 4 steps, {mode}", one, cache=cache)
+        for steps in (4, 1, 2, 8):
+            measure(f"two references, {steps} steps, {mode}", two, steps=steps, cache=cache)
+        measure(f"two references swapped, 4 steps, {mode}", swapped(two), cache=cache)
+    images = paint(comfy, text)
+    found["floor: pictures of other prompts"] = shares(verdicts(images[1:] + images[:1], text))
+    measure("floor: random weights", text, flow=RANDOM)
+    return found
+
+
+def sheet(comfy, scale: int = 2) -> Image.Image:
+    """Prompts, references and results, four steps."""
+    rng = random.Random(5)
+    jobs = [*text_jobs(rng, 8), *reference_jobs(rng, 4, 1), *reference_jobs(rng, 8, 2)]
+    images = paint(comfy, jobs, seed=3)
+    side, line = world.SIZE * scale, 30
+    width, rows = 3 * side + 24, (len(jobs) + 1) // 2
+    page = Image.new("RGB", (2 * width, rows * (side + line)), "white")
+    pen = ImageDraw.Draw(page)
+    for i, (job, image) in enumerate(zip(jobs, images)):
+        left, top = i % 2 * width + 6, i // 2 * (side + line)
+        for k, picture in enumerate([*(world.render(scene) for scene in job.references), image]):
+            tile = Image.fromarray((np.asarray(picture) * 255).round().astype(np.uint8)).resize((side, side), 0)
+            page.paste(tile, (left + k * (side + 4), top))
+        pen.text((left, top + side + 3), job.prompt, fill="black")
+    return page
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as base:
+        base = Path(base)
+        sizes = dict(hidden=SIZES.hidden_size, heads=SIZES.num_heads, context=SIZES.context_in_dim, mlp=SIZES.mlp_hidden)
+        state = small.flow_state(**sizes, depth=SIZES.depth, single=SIZES.depth_single_blocks, peak=1.0)
+        small.save(state, base / "models/diffusion_models" / RANDOM)
+        comfy = Server(base, "--use-pytorch-cross-attention").start()
+        try:
+            sheet(comfy).save(ROOT / "tiny/contact_sheet.png", optimize=True)
+            (ROOT / "tiny/figures.json").write_text(json.dumps(figures(comfy), indent=1) + "\n")
+        finally:
+            comfy.stop()
+
+
+if __name__ == "__main__":
+    main()
