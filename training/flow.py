@@ -29,7 +29,7 @@ from .parts import WORK, Average, Run
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
-STEPS, RATE = 3200, 3e-3
+STEPS, RATE = 2800, 3e-3
 SCENES, TASKS, MASKED = 8000, 6000, 1200  # whose latents are made once
 TOKENS = (world.SIZE // 16) ** 2
 SHIFT = 7.0  # exp(mu) of klein's schedule at this size and 4 steps, for the times between
@@ -69,9 +69,11 @@ class Data:
         if not path.exists():
             autoencoder = vae.finish()
             pictures = [*self.scenes, *(s for t in self.tasks for s in (t.result, t.references[0], t.references[-1]))]
+            different = list(dict.fromkeys(pictures))
             with torch.no_grad():
-                parts = [vae.encode(autoencoder, vae.pictures(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
-            save_file({"latents": torch.cat(parts)}, path)
+                parts = [vae.encode(autoencoder, vae.pictures(different[i : i + 16])) for i in range(0, len(different), 16)]
+            places = {scene: i for i, scene in enumerate(different)}
+            save_file({"latents": torch.cat(parts)[[places[scene] for scene in pictures]].contiguous()}, path)
         latents = load_file(path)["latents"]
         self.of_scenes, self.of_tasks = latents[:SCENES], latents[SCENES:].unflatten(0, (-1, 3))
         self.groups = {}

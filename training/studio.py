@@ -18,11 +18,14 @@ numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt, the scenes of its reference pictures, and what the picture should show."""
+    """A prompt, the scenes of its reference pictures, and what the picture should show. keep: the half of each reference
+    that a mask keeps; strengths: of the references."""
 
     prompt: str
     references: tuple[world.Scene, ...]
     wanted: world.Scene
+    keep: str = ""
+    strengths: tuple[float, ...] = ()
 
 
 def text_jobs(rng, count: int) -> list[Job]:
@@ -67,13 +70,29 @@ def _graph(comfy, jobs: list[Job], steps: int, seed: int, cache: str, flow: str)
         graph[f"prompt{i}"] = node("KleinPrompt", clip=["clip", 0], text=job.prompt)
         positive, latent = [f"prompt{i}", 0], ["empty", 0]
         if job.references:
-            sockets = {}
+            given = {}
             for k, scene in enumerate(job.references, start=1):
-                graph[f"image{i}_{k}"] = node("LoadImage", image=upload(comfy, world.render(scene)))
-                sockets[f"image_{k}"] = [f"image{i}_{k}", 0]
+                name = f"image{i}_{k}"
+                graph[name] = node("LoadImage", image=upload(comfy, scene, job.keep))
+                if job.keep or job.strengths:
+                    more = {"mask": [name, 1]} if job.keep else {}
+                    strength = job.strengths[k - 1] if job.strengths else 1.0
+                    link = node(
+                        "KleinReference",
+                        image=[name, 0],
+                        strength=strength,
+                        start_percent=0.0,
+                        end_percent=1.0,
+                        **more,
+                        **given,
+                    )
+                    graph[f"{name}_reference"] = link
+                    given = {"references": [f"{name}_reference", 0]}
+                else:
+                    given[f"image_{k}"] = [name, 0]
             graph[f"references{i}"] = node(
                 "KleinMultiReference", positive=positive, vae=["vae", 0], sizing="exact", max_megapixels=1.0,
-                width=world.SIZE, height=world.SIZE, batch_size=1, **sockets,
+                width=world.SIZE, height=world.SIZE, batch_size=1, **given,
             )  # fmt: skip
             positive, latent = [f"references{i}", 0], [f"references{i}", 2]
         graph[f"sampler{i}"] = node(
@@ -90,7 +109,12 @@ def node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def upload(comfy, picture: np.ndarray) -> str:
+def upload(comfy, scene: world.Scene, keep: str = "") -> str:
+    """A picture in the server's input folder, whose mask (transparent in the file) is the half to keep."""
+    picture = (world.render(scene) * 255).round().astype(np.uint8)
+    if keep:
+        tokens = np.frombuffer(world.kept_tokens(keep), dtype=np.uint8).reshape(world.SIZE // 16, -1)
+        picture = np.dstack([picture, 255 * (1 - tokens.repeat(16, 0).repeat(16, 1))])
     name = f"scene{next(numbers)}.png"
-    Image.fromarray((picture * 255).round().astype(np.uint8)).save(comfy.base / "input" / name)
+    Image.fromarray(picture).save(comfy.base / "input" / name)
     return name

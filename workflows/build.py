@@ -153,6 +153,7 @@ def out(graph: Graph, node: int, output: int = 0) -> Link:
 
 def note(title: str, flow: str, settings: str) -> str:
     page = f"{KLEIN}-9b-kv-fp8" if flow == KV else f"{KLEIN}-9b-fp8"
+    else_changes = "set Klein Reference Cache to off, as 4B is not trained for it" if flow == KV else "nothing else changes"
     return f"""# FLUX.2 [klein] 9B: {title}
 
 **Put the files here**
@@ -163,7 +164,7 @@ def note(title: str, flow: str, settings: str) -> str:
 | [{ENCODER}]({ENCODERS}-9B/tree/main/split_files/text_encoders) | `models/text_encoders` |
 | [{VAE}]({HUB}/Comfy-Org/flux2-dev/tree/main/split_files/vae) | `models/vae` |
 
-**Licence and download.** klein **9B** is under the FLUX Non-Commercial License, and its download is gated: log in to Hugging Face, accept the licence on the model's page, then download. klein **4B** ([flux-2-klein-4b-fp8.safetensors]({KLEIN}-4b-fp8) with [qwen_3_4b.safetensors]({ENCODERS}-4B/tree/main/split_files/text_encoders)) is Apache 2.0, free for any use: choose its two files in the loaders, nothing else changes.
+**Licence and download.** klein **9B** is under the FLUX Non-Commercial License, and its download is gated: log in to Hugging Face, accept the licence on the model's page, then download. klein **4B** ([flux-2-klein-4b-fp8.safetensors]({KLEIN}-4b-fp8) with [qwen_3_4b.safetensors]({ENCODERS}-4B/tree/main/split_files/text_encoders)) is Apache 2.0, free for any use: choose its two files in the loaders, {else_changes}.
 
 **Settings.** {settings}"""
 

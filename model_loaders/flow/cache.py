@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checkpoint.quantisation import quantise
-from .references import Control, Tokens, complete
+from .references import Control, Tokens, add_masks, complete
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class ReferenceKV:
         if strengths:
             bias = [k.new_zeros(own), *(k.new_full((self._length(i),), s).log() for i, s in strengths.items())]
             bias = torch.cat(bias)[None, None, None]
-            mask = bias if mask is None else mask + bias
+            mask = add_masks(mask, bias)
         return k, v, mask
 
     def _read(self, kept: tuple[Tensor, Tensor | None], spans: list[slice], like: Tensor) -> list[Tensor]:
         x, scale = kept
         x = x.to(like.device, non_blocking=True)
         if scale is not None:
-            x = (x.float() * scale).to(like.dtype)
+            x = (x.float() * scale.to(like.device)).to(like.dtype)
         return [x[:, :, span].expand(len(like), -1, -1, -1) for span in spans]
 
     def _length(self, index: int) -> int:
@@ -101,6 +101,7 @@ class ReferenceSet:
 
     def __init__(self, latents: list[Tensor], controls: tuple[Control, ...] = ()):
         self.latents, self.controls = latents, controls
+        self._copies: dict[tuple, Tensor] = {}  # on the device and in the dtype of model calls
 
     @cached_property
     def key(self) -> tuple:
@@ -116,13 +117,18 @@ class ReferenceSet:
     def rows(self) -> int:
         return max(len(latent) for latent in self.latents)
 
-    def is_content_of(self, latents: list[Tensor]) -> bool:
-        """Whether latents of a model call are still these, in the call's dtype and repeated to its batch."""
-        pairs = [(given, own.to(given)) for given, own in zip(latents, self.latents)]
+    def is_content_of(self, latents: list[Tensor], parts: int = 1) -> bool:
+        """Whether latents of a model call are still these, in the call's dtype, repeated to the batch of each of its parts."""
         return len(latents) == len(self.latents) and all(
-            given.shape[1:] == own.shape[1:] and torch.equal(given, own[torch.arange(len(given)) % len(own)])
-            for given, own in pairs
+            torch.equal(given, self._as_given(number, given, parts)) for number, given in enumerate(latents)
         )
+
+    def _as_given(self, number: int, given: Tensor, parts: int) -> Tensor:
+        key = number, given.device, given.dtype
+        if key not in self._copies:
+            self._copies[key] = self.latents[number].to(given)
+        own = self._copies[key]
+        return own[torch.arange(len(given) // parts, device=own.device) % len(own)].repeat(parts, 1, 1, 1)
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, ReferenceSet) or self.controls != other.controls or len(self.latents) != len(other.latents):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .cache import AS_COMPUTED, ReferenceKV, Storage
 from .positions import image_ids, rotate, rotations, text_ids
-from .references import Control, progress, select, strength_bias
+from .references import Control, add_masks, progress, select, strength_bias
 from .sizes import FlowSizes
 
 EPS = 1e-6
@@ -336,15 +336,6 @@ class Flow(nn.Module):
             out = patch({"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids, "transformer_options": options})
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
         return img, txt, torch.cat([txt_ids, img_ids], dim=1)
-
-
-def add_masks(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """An additive mask that broadcasts to (B, heads, queries, keys), with a bias (1, 1, 1, keys) on top."""
-    if mask is None or bias is None:
-        return bias if mask is None else mask
-    while mask.ndim < 4:
-        mask = mask.unsqueeze(-3)
-    return mask + bias
 
 
 def run_block(block: nn.Module, streams: tuple[str, ...], args: dict, patch=None) -> dict[str, Tensor]:

@@ -72,6 +72,15 @@ def strength_bias(references: list[Tokens], before: int, like: Tensor) -> Tensor
     return torch.cat(bias)[None, None, None]
 
 
+def add_masks(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """An additive mask that broadcasts to (B, heads, queries, keys), with a bias (1, 1, 1, keys) on top."""
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    while mask.ndim < 4:
+        mask = mask.unsqueeze(-3)
+    return mask + bias
+
+
 def progress(sigma: Tensor, schedule: Tensor | None, controls: tuple[Control, ...]) -> float:
     """i/n of the step that a model call at sigma (B,) belongs to, in a sampler's schedule of n + 1 falling sigmas; 0
     where no control asks for it (it waits for the GPU)."""

@@ -7,14 +7,14 @@ asks the run for the keys and values of its references.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import weakref
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...model_loaders.errors import KleinError
 from ...model_loaders.flow.cache import ReferenceKV, ReferenceSet, Storage
-from .flow import REFERENCE_CACHE, KleinModel
+from .flow import REFERENCE_CACHE, KleinModel, reference_caches
 
 MODES = ("off", "within_run", "across_runs")
 DEVICES = ("gpu", "cpu")
@@ -31,12 +31,11 @@ def attach(patcher, mode: str, device: str, dtype: str):
         )
     patcher = patcher.clone()
     patcher.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE)
-    if mode != "across_runs":
-        model.klein_kept = {}
     if mode == "off":
         return patcher, "off: references are part of the sequence in every step"
-    settings = Settings(mode == "across_runs", device, DTYPES[dtype])
-    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE, settings.prepare)
+    cache = ReferenceCache(mode == "across_runs", device, DTYPES[dtype])
+    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE, cache.prepare)
+    reference_caches.setdefault(model, weakref.WeakSet()).add(cache)
     size = bytes_per_token(model, DTYPES[dtype])
     lines = [
         f"{mode}, on the {device}: {size / 2**20:.3g} MB a token of the references, "
@@ -58,29 +57,35 @@ def bytes_per_token(model: KleinModel, dtype: torch.dtype | None) -> int:
     return 2 * (sizes.depth + sizes.depth_single_blocks) * sizes.hidden_size * itemsize
 
 
-@dataclass(frozen=True)
-class Settings:
-    """across: keep what a run computed for the next. dtype: None for the model's own."""
+class ReferenceCache:
+    """What one cache node keeps, as long as a MODEL it gave lives. across: what a run computed is there for the next.
+    dtype: None for the model's own."""
 
-    across: bool
-    device: str
-    dtype: torch.dtype | None
+    def __init__(self, across: bool, device: str, dtype: torch.dtype | None):
+        self.across, self.device, self.dtype = across, device, dtype
+        self.last: Run | None = None
+
+    def forget(self) -> None:
+        """The host takes the model from the GPU: so goes what is kept there."""
+        if self.device == "gpu":
+            self.last = None
 
     def prepare(self, executor, patcher, noise_shape, conds, *args, model_options=None, **kwargs):
         """Around the host's prepare_sampling: open a run, and count what its references will take among the memory that
         the host makes free."""
         model, options = patcher.model, model_options["transformer_options"]
         wanted = [_set_of(cond) for of_one in conds.values() for cond in of_one if cond.get("reference_latents")]
-        wanted = {each.key: each.tokens for each in wanted}
+        run = Run(
+            patcher, Storage(torch.device("cpu") if self.device == "cpu" else None, self.dtype), _weights(patcher, options)
+        )
         foreign = _foreign(patcher, options)
         if self.across and foreign:
             logging.warning(f"Klein reference cache: kept within this run only, as the model has {foreign}.")
-        run = Run(self, _weights(patcher, options))
-        if self.across and not foreign:
-            run.found = {key: kv for key, kv in model.klein_kept.items() if key[0] == run.weights and key[1] in wanted}
-        model.klein_kept = run.found if self.across and not foreign else {}
-        known = {key[1] for key in run.found}
-        tokens = sum(count for key, count in wanted.items() if key not in known)
+        if self.last and not foreign:
+            run.take_over(self.last, {each.key for each in wanted})
+        self.last = run if self.across and not foreign else None
+        known = {key[2] for key in run.found}
+        tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
         model.klein_kept_bytes = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
         options[REFERENCE_CACHE] = run
         try:
@@ -92,29 +97,44 @@ class Settings:
 class Run:
     """One sampling run: keys and values of its references by what they depend on."""
 
-    def __init__(self, settings: Settings, weights: tuple):
-        device = torch.device("cpu") if settings.device == "cpu" else None
-        self.storage, self.weights = Storage(device, settings.dtype), (weights, device, settings.dtype)
+    def __init__(self, patcher, storage: Storage, weights: tuple):
+        self.patcher, self.storage, self.weights = weakref.ref(patcher), storage, weights
         self.found: dict[tuple, ReferenceKV] = {}
-        self.told: set[tuple] = set()
+        self.used: set[tuple] = set()
 
+    def __deepcopy__(self, memo) -> Run:
+        return self  # packs copy the options it lies in
+
+    def take_over(self, last: Run, sets: set[tuple]) -> None:
+        """What the last run used and this one can: of the same weights and of sets that it has."""
+        flow = weakref.ref(self.patcher().model.diffusion_model)
+        self.found = {key: last.found[key] for key in last.used if key[:2] == (flow, self.weights) and key[2] in sets}
+
+    @torch.compiler.disable
     def keys_values(self, flow, latents, references: ReferenceSet, method, canvas, options: dict) -> ReferenceKV:
         """Of the references of one model call: latents, each (B, channels, h, w), of which all rows are alike unless the
         set itself has several."""
         rope = tuple(sorted((options.get("rope_options") or {}).items()))
-        places = canvas if method in ("offset", "uxo") else (0, 0)
-        if _wrappers(options) and not references.is_content_of(latents):
-            return flow.read_references(latents, references.controls, self.storage, method, places, dict(rope))
-        rows = 1 if references.rows == 1 else len(latents[0])
-        parts = len(options.get("cond_or_uncond", ())) if rows > 1 else 1  # which repeat the rows in turn
-        key = (self.weights, references.key, rows, parts, method, rope, places)
+        canvas = canvas if method == "uxo" else (0, 0)
+        parts = len(options.get("cond_or_uncond", (0,)))  # conditionings in the batch, each with the set's rows in turn
+        if not references.is_content_of(latents, parts):  # something between the conditioning and here has changed them
+            return flow.read_references(latents, references.controls, self.storage, method, canvas, dict(rope))
+        rows = len(latents[0]) if references.rows > 1 else 1
+        hooks = getattr(self.patcher(), "current_hooks", None)
+        hooks = [] if hooks is None else hooks.hooks
+        key = (
+            weakref.ref(flow), self.weights, references.key, rows, parts if rows > 1 else 1, method, rope, canvas,
+            tuple(hook.hook_ref for hook in hooks), tuple(hook.strength for hook in hooks),
+        )  # fmt: skip
         kept = key in self.found
         if not kept:
+            for old in [old for old in self.found if old[:-1] == key[:-1]]:  # of a hook's earlier strength
+                del self.found[old]
             self.found[key] = flow.read_references(
-                [latent[:rows] for latent in latents], references.controls, self.storage, method, places, dict(rope)
+                [latent[:rows] for latent in latents], references.controls, self.storage, method, canvas, dict(rope)
             )
-        if key not in self.told:
-            self.told.add(key)
+        if key not in self.used:
+            self.used.add(key)
             size = f"{self.found[key].tokens} tokens, {self.found[key].nbytes / 2**20:.1f} MB"
             logging.info(f"Klein reference cache: {size}, {'kept from an earlier run' if kept else 'computed'}")
         return self.found[key]
@@ -140,13 +160,9 @@ def _set_of(cond: dict) -> ReferenceSet:
 def _weights(patcher, options: dict) -> tuple:
     """What the weights of a MODEL are: its patches, replaced objects, and wrappers around the transformer."""
     objects = [(name, Same(thing)) for name, thing in patcher.object_patches.items() if name.startswith("diffusion_model")]
-    return patcher.patches_uuid, tuple(objects), tuple(map(Same, _wrappers(options)))
-
-
-def _wrappers(options: dict) -> list:
-    """What other packs put around the transformer, and may change its references."""
     kinds = (options.get("wrappers", {}).get(kind, {}) for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL))
-    return [wrapper for kind in kinds for of_key in kind.values() for wrapper in of_key]
+    wrappers = [Same(wrapper) for kind in kinds for of_key in kind.values() for wrapper in of_key]
+    return patcher.patches_uuid, tuple(objects), tuple(wrappers)
 
 
 def _foreign(patcher, options: dict) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from pathlib import Path
 
 import comfy.conds
@@ -25,6 +26,7 @@ from .operations import flow_operations, native_tensors
 from .versions import new_patcher
 
 REFERENCE_CACHE = "klein_reference_cache"  # the run of nodes/host/cache.py among the transformer's options
+reference_caches: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # KleinModel -> WeakSet of its caches
 VARIANTS = ("auto", "distilled", "base", "kv")
 WEIGHT_DTYPES = {
     "default": None,
@@ -56,10 +58,10 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
 
 
 def forget_references(patcher, unpatch_all: bool) -> None:
-    """The host takes a model from the GPU: so goes what is kept there of its references."""
+    """The host takes a model from the GPU."""
     if unpatch_all:
-        kept = patcher.model.klein_kept
-        patcher.model.klein_kept = {key: found for key, found in kept.items() if found.storage.device is not None}
+        for cache in reference_caches.get(patcher.model, ()):
+            cache.forget()
 
 
 def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, dict]]:
@@ -140,7 +142,7 @@ class HostedFlow(Flow):
             attention_mask=kwargs.get("attention_mask"),
             controls=references.controls if references else (),
             reference_kv=run.keys_values(self, ref_latents, references, method, tuple(x.shape[-2:]), transformer_options)
-            if run and references
+            if run and references and ref_latents
             else None,
             transformer_options=transformer_options,
         )
@@ -152,14 +154,13 @@ def host_attention(q, k, v, mask=None, transformer_options={}):
 
 
 class KleinModel(comfy.model_base.Flux2):
-    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `klein_kept` is
-    what a reference cache keeps between runs, `klein_kept_bytes` what it will take beside the host's own estimate."""
+    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `klein_kept_bytes` is
+    what a reference cache will take beside the host's own estimate."""
 
     klein_kept_bytes = 0
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
-        self.klein_kept = {}
         # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
         self.memory_usage_factor = (
             comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604

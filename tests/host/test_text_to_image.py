@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from environment.graph import picture
 from environment.small import comfy_noise, relative
 
 PROMPT = "A red fox asleep on a mossy stone, 狐狸 🦊 (word:1.3)"
 
 
 @torch.no_grad()
-def run_oracle(oracle, prompt=PROMPT, seed=7, width=256, height=192, steps=4, batch=1, cfg=1.0, distilled=True):
+def run_oracle(oracle, prompt=PROMPT, seed=7, width=256, height=192, steps=4, batch=1, cfg=1.0, distilled=True, images=None):
     """(normalised latents (B, 128, H/16, W/16), images as uint8 (B, H, W, 3)) of the pipeline."""
     seen = {}
 
@@ -24,7 +25,7 @@ def run_oracle(oracle, prompt=PROMPT, seed=7, width=256, height=192, steps=4, ba
 
     oracle.register_to_config(is_distilled=distilled)
     images = oracle(
-        prompt=[prompt] * batch, width=width, height=height, num_inference_steps=steps, guidance_scale=cfg,
+        image=images, prompt=[prompt] * batch, width=width, height=height, num_inference_steps=steps, guidance_scale=cfg,
         latents=comfy_noise(seed, batch, height, width), output_type="np", callback_on_step_end=keep,
     ).images  # fmt: skip
     latents = seen["latents"].transpose(1, 2).reshape(batch, 128, height // 16, width // 16)
@@ -109,3 +110,17 @@ def test_fp8_files_give_an_image(graph, comfy):
     graph.flow["flow_name"], graph.clip["encoder_name"] = "flux-2-klein-9b-fp8.safetensors", "qwen_3_8b_fp8mixed.safetensors"
     image = comfy.run(graph)[graph.save]["images"][0]
     assert Image.open(comfy.file(image)).size == (256, 192)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_base_model_with_cfg_and_references_is_that_of_diffusers(graph, comfy, combined, oracle, count):
+    """The whole of Flux2KleinPipeline with pictures: its own resizing, encoding, positions and guidance."""
+    graph.prompt["text"] = PROMPT
+    graph.flow["variant"] = "base"
+    names = [picture(comfy, f"base{i}.png", *size, i) for i, size in enumerate([(96, 64), (64, 160), (112, 80)][:count])]
+    images = {f"image_{i}": graph.new("LoadImage", image=name) for i, name in enumerate(names, start=1)}
+    number = combined(**images, negative=graph.new("KleinPrompt", clip=graph.clip_out, text=""))
+    graph.sampler.update(cfg=4.0, steps=6, negative=[number, 1])
+    files = [Image.open(comfy.base / "input" / name) for name in names]
+    want, _ = run_oracle(oracle, steps=6, cfg=4.0, distilled=False, images=files)
+    assert relative(graph.latents(), want) < 1e-3  # as without references

@@ -118,8 +118,9 @@ def test_strength_in_cached_steps_is_a_bias_on_the_keys_of_text_and_image(flow, 
     for key, pair in kv.blocks.items():
         twice.blocks[key] = tuple((torch.cat([part, part[:, :, kv.spans[1]]], dim=2), None) for part, _ in pair)
     assert relative(got, step(flow, x, 0.9, context, twice)) < TOLERANCE
-    mask = torch.zeros(1, 1, 1, 64 + 24)
-    assert torch.equal(step(flow, x, 0.9, context, kv, Control(), strong, attention_mask=mask), got)
+    for shape in ((1, 88), (2, 88, 88), (2, 1, 1, 88)):
+        mask = torch.zeros(shape)
+        assert relative(step(flow, x, 0.9, context, kv, Control(), strong, attention_mask=mask), got) < TOLERANCE
 
 
 def test_a_windowed_reference_keeps_its_place_and_leaves_the_others_theirs(flow, references):
@@ -194,3 +195,6 @@ def test_latents_of_a_call_are_compared_with_the_set(references):
     assert known.is_content_of([a.expand(3, -1, -1, -1), b.expand(3, -1, -1, -1)])
     assert known.is_content_of([a.bfloat16(), b.bfloat16()])
     assert not known.is_content_of([a, b * 1.01]) and not known.is_content_of([a])
+    both = torch.cat([a, a + 1])
+    rows = both[[0, 1, 0]].repeat(2, 1, 1, 1)  # two conditionings of three images
+    assert ReferenceSet([both]).is_content_of([rows], parts=2) and not ReferenceSet([both]).is_content_of([rows], parts=1)
