@@ -18,19 +18,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def flow_state(
-    seed: int = 0, hidden=256, heads=2, context=192, mlp=768, depth=1, single=2, channels=128, peak=2.0, dtype=torch.float32
-) -> dict:
+def flow_state(seed: int = 0, hidden=256, heads=2, context=192, mlp=768, depth=1, single=2, channels=128, peak=2.0) -> dict:
     """Random weights under BFL names, as in flux-2-klein-9b.safetensors. `peak` scales q and k, so that attention is
     far from uniform and a wrong position or mask shows."""
     generator = torch.Generator().manual_seed(seed)
     h, head = hidden, hidden // heads
 
     def linear(out: int, into: int) -> torch.Tensor:
-        return (torch.randn(out, into, generator=generator) / into**0.5).to(dtype)
+        return torch.randn(out, into, generator=generator) / into**0.5
 
     def norm() -> torch.Tensor:
-        return (peak * (0.5 + torch.rand(head, generator=generator))).to(dtype)
+        return peak * (0.5 + torch.rand(head, generator=generator))
 
     state = {
         "img_in.weight": linear(h, channels),
