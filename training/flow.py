@@ -29,7 +29,7 @@ from .parts import WORK, Average, Run
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
-STEPS, RATE = 2800, 3e-3
+STEPS, RATE = 2400, 3e-3
 SCENES, TASKS, MASKED = 8000, 6000, 1200  # whose latents are made once
 TOKENS = (world.SIZE // 16) ** 2
 SHIFT = 7.0  # exp(mu) of klein's schedule at this size and 4 steps, for the times between
