@@ -57,8 +57,6 @@ KINDS = {
         [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 2, (320, 300),
     ),
     "VAEDecode": Kind([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
-    "ImageScaleBy": Kind([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 2, (320, 90)),
-    "PreviewImage": Kind([("images", "IMAGE")], [], {}, 3, (420, 300)),
     "SaveImage": Kind([("images", "IMAGE")], [], {"filename_prefix": "klein"}, 3, (420, 460)),
 }  # fmt: skip
 COLUMNS = (40, 480, 920, 1280, -280)  # left edges
@@ -207,47 +205,8 @@ def references(name: str, title: str, text: str, count: int, flow: str = FLOW, s
     return graph
 
 
-def tiny(name: str, title: str, text: str, *pictures: str, cached: bool = False) -> Graph:
-    """The pack's own small model; it paints the reference pictures too, each of its prompt."""
-    graph = Graph(f"klein_tiny_{name}", title, TINY_NOTE)
-    model = graph.add("KleinFlowLoader", flow_name="klein-tiny.safetensors")
-    clip = graph.add("KleinQwen3EncoderLoader", encoder_name="klein-tiny")
-    vae = graph.add("KleinVAELoader", vae_name="klein-tiny-vae.safetensors")
-    empty = graph.add("EmptyFlux2LatentImage", width=64, height=64)
-
-    def paint(text: str, given: dict, model: Link) -> Link:
-        positive, latent = out(graph, graph.add("KleinPrompt", clip=out(graph, clip), text=text)), out(graph, empty)
-        if given:
-            both = graph.add("KleinMultiReference", positive=positive, vae=out(graph, vae), **given)
-            positive, latent = out(graph, both), out(graph, both, 2)
-        sampler = graph.add("KleinDistilledSampler", model=model, positive=positive, latent_image=latent)
-        return out(graph, graph.add("VAEDecode", samples=out(graph, sampler), vae=out(graph, vae)))
-
-    given = {f"image_{i}": paint(each, {}, out(graph, model)) for i, each in enumerate(pictures, start=1)}
-    for image in given.values():
-        graph.add("PreviewImage", images=image)
-    if cached:
-        model = graph.add("KleinReferenceCache", model=out(graph, model))
-    image = paint(text, given, out(graph, model))
-    larger = graph.add("ImageScaleBy", image=image)
-    graph.add("SaveImage", images=out(graph, larger), filename_prefix="klein_tiny")
-    return graph
-
-
-TINY_NOTE = """# klein-tiny: a small model that comes with the pack
-
-It runs at once, on a CPU too, and shows what the nodes do: it has klein's structure and file formats, and paints one or two plain shapes at 64x64. It knows eight colours (red, green, blue, yellow, purple, cyan, white, black), circles, squares, triangles and crosses, small and large, five places, and *left of*, *right of*, *above*, *below*; of references: *the shape of image 1 in the color of image 2*, *the object of image 1 on the background of image 2*, *image 1 but green*, *image 1 on a red background*.
-
-It is not FLUX.2 [klein]. For that open the graphs named klein_9b."""
-
-
 def graphs() -> list[Graph]:
-    red, blue = "a large red circle on a white background, in the center", "a small blue cross on yellow, at the left"
     return [
-        tiny("text_to_image", "tiny: text to image", red),
-        tiny("one_reference", "tiny: one reference", "image 1 but green", red),
-        tiny("two_references", "tiny: two references", "the object of image 1 on the background of image 2", red, blue),
-        tiny("kv_two_references", "tiny: references kept", "the shape of image 2 in the color of image 1", red, blue, cached=True),
         text_to_image(),
         references("klein_9b_one_reference", "one reference", "Turn this into a watercolour painting.", 1),
         references(

@@ -10,10 +10,6 @@ import folder_paths
 from ...model_loaders.checkpoint.files import INDEX
 from ...model_loaders.errors import KleinError
 
-TINY = Path(__file__).resolve().parents[2] / "tiny"  # the pack's own small models, beside the user's files
-for folder in ("diffusion_models", "text_encoders", "vae"):
-    folder_paths.add_model_folder_path(folder, str(TINY / folder))
-
 
 def choices(category: str, subfolder: str) -> list[str]:
     """Files of a ComfyUI category, then Hugging Face folders in it, then the `subfolder` of those in models/diffusers."""

@@ -79,7 +79,7 @@ def variant_of(name: str) -> str:
     """distilled, base or kv, by the words of a file's name (nothing in the weights tells)."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()  # Flux2KleinBase9B too
     words = re.split(r"[-_. ]|(?<=[a-z])(?=[0-9])", words)
-    return "base" if "base" in words else "kv" if {"kv", "tiny"} & set(words) else "distilled"  # klein-tiny is trained for both
+    return "base" if "base" in words else "kv" if "kv" in words else "distilled"
 
 
 def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, dict], uniform: bool) -> KleinModel:
