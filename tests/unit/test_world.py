@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from training import world
+from training.evaluate import swapped
 from training.judge import judge, look
+from training.studio import Job
 
 
 def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():
@@ -81,6 +83,30 @@ def test_swapped_references_ask_for_another_picture():
             assert (task.result.things[0].colour, task.result.ground) == (other.things[0].colour, one.ground)
         else:
             assert (task.result.things[0].colour, task.result.ground) == (one.things[0].colour, other.ground)
+
+
+def test_a_masked_task_shows_the_one_thing_in_the_half_that_is_kept():
+    rng = random.Random(7)
+    for _ in range(200):
+        task = world.draw(world.masked_task, world.trainable_task, rng)
+        (shown,), (thing,) = task.references, task.result.things
+        kept = np.frombuffer(world.kept_tokens(task.keep), dtype=np.uint8).reshape(4, 4)
+        inside = [kept[int(one.y) // 16, int(one.x) // 16] for one in shown.things]
+        assert sum(inside) == 1 and kept.sum() == 8
+        (source,) = [one for one, there in zip(shown.things, inside) if there]
+        assert (thing.shape, thing.x, thing.y) == (source.shape, source.x, source.y)
+        assert judge(world.render(task.result), task.result).all
+
+
+def test_swapping_the_references_swaps_what_is_wanted():
+    rng = random.Random(8)
+    tasks = [world.unseen_task(rng, 2) for _ in range(100)]
+    jobs = [Job(task.prompt, task.references, task.result) for task in tasks]
+    for job in swapped(jobs):
+        assert judge(world.render(job.wanted), job.wanted).all
+    again = swapped(swapped(jobs))
+    wanted = {(job.prompt, job.references): job.wanted for job in jobs}
+    assert len(again) > 80 and all(job.wanted == wanted[job.prompt, job.references] for job in again)
 
 
 def test_the_judge_sees_what_was_drawn():
