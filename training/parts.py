@@ -89,12 +89,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with singular values of about 1."""
+    """The nearest matrix with singular values of about 1. Each step is a polynomial in x xT, so all five are multiplied
+    out on the short side first."""
     wide = x.T if x.shape[0] > x.shape[1] else x
     wide = wide / wide.norm().clamp_min(1e-7)
+    square, one = wide @ wide.T, torch.eye(len(wide))
+    steps = one
     for _ in range(5):
-        square = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+        step = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+        steps, square = step @ steps, step @ step @ square
+    wide = steps @ wide
     return wide.T if x.shape[0] > x.shape[1] else wide
 
 

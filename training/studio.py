@@ -28,9 +28,9 @@ class Job:
     strengths: tuple[float, ...] = ()
 
 
-def text_jobs(rng, count: int) -> list[Job]:
+def text_jobs(rng, count: int, things: int | None = None) -> list[Job]:
     """Held-out scenes."""
-    scenes = [world.unseen_scene(rng) for _ in range(count)]
+    scenes = [world.unseen_scene(rng, things) for _ in range(count)]
     return [Job(world.caption(scene, rng), (), scene) for scene in scenes]
 
 

@@ -122,14 +122,14 @@ def features(
     return torch.cat([states[tap] for tap in TAPS], dim=-1), positions, counts
 
 
-def optimisers(module: nn.Module, rate: float) -> dict:
+def optimisers(module: nn.Module, rate: float, outside_rate: float) -> dict:
     """Muon for the matrices inside, Adam for the rest."""
     inside = [p for name, p in module.named_parameters() if p.ndim == 2 and re.search(r"\b(layers|\w+_blocks)\b", name)]
     chosen = set(map(id, inside))
     outside = [p for p in module.parameters() if id(p) not in chosen]
     return {
         "muon": Muon(inside, rate),
-        "adam": torch.optim.AdamW(outside, rate, betas=(0.9, 0.98), weight_decay=0.0),
+        "adam": torch.optim.AdamW(outside, outside_rate, betas=(0.9, 0.98), weight_decay=0.0),
     }
 
 
@@ -137,7 +137,7 @@ def train(minutes: float) -> bool:
     tokenizer, encoder = train_tokenizer(), build()
     torch.manual_seed(1)
     heads = nn.ModuleDict({name: nn.Linear(3 * SIZES.hidden_size, answers) for name, answers in QUESTIONS.items()})
-    steps = optimisers(encoder, RATE) | {"heads": torch.optim.AdamW(heads.parameters(), RATE)}
+    steps = optimisers(encoder, RATE, RATE) | {"heads": torch.optim.AdamW(heads.parameters(), RATE)}
     average = Average(encoder, 0.99)
     run = Run("encoder", STEPS, {"encoder": encoder, "heads": heads, "average": average}, steps)
 

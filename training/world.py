@@ -23,10 +23,11 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-RADII = {"small": 10.5, "large": 15.0}
+RADII = {"small": 12.0, "large": 16.0}
 PLACES = {"center": (32, 32), "left": (20, 32), "right": (44, 32), "top": (32, 20), "bottom": (32, 44)}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # of the first thing to the second
-GAP, DRIFT, JITTER = 15, 3, 2.0  # pixels: from the middle to each of two things, across, and of everything
+GAP, DRIFT, JITTER = 16, 1.5, 1.2  # pixels: from the middle to each of two things, across, and of everything
+STRETCH = 0.04  # of a radius
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def scene(rng: random.Random, things: int | None = None) -> Scene:
     if things == 1 or (things is None and rng.random() < 0.5):
         size, place = rng.choice(list(RADII)), rng.choice(list(PLACES))
         x, y = (part + rng.uniform(-JITTER, JITTER) for part in PLACES[place])
-        radius = RADII[size] * rng.uniform(0.94, 1.06)
+        radius = RADII[size] * rng.uniform(1 - STRETCH, 1 + STRETCH)
         return Scene(ground, (Thing(rng.choice(SHAPES), first, x, y, radius),), place, size)
     place = rng.choice(list(RELATIONS))
     (dx, dy), across = RELATIONS[place], rng.uniform(-DRIFT, DRIFT)
@@ -84,7 +85,7 @@ def scene(rng: random.Random, things: int | None = None) -> Scene:
     for sign, colour in ((1, first), (-1, second)):
         x = 32 + sign * (dx * GAP + dy * across) + rng.uniform(-JITTER, JITTER)
         y = 32 + sign * (dy * GAP + dx * across) + rng.uniform(-JITTER, JITTER)
-        found.append(Thing(rng.choice(SHAPES), colour, x, y, RADII["small"] * rng.uniform(0.94, 1.06)))
+        found.append(Thing(rng.choice(SHAPES), colour, x, y, RADII["small"] * rng.uniform(1 - STRETCH, 1 + STRETCH)))
     return Scene(ground, tuple(found), place)
 
 
@@ -183,9 +184,9 @@ def trainable_task(task: Task) -> bool:
     return possible(task) and all(map(trainable, (task.result, *task.references)))
 
 
-def unseen_scene(rng: random.Random) -> Scene:
+def unseen_scene(rng: random.Random, things: int | None = None) -> Scene:
     """A scene with a held-out combination."""
-    return draw(scene, lambda s: not trainable(s), rng)
+    return draw(lambda rng: scene(rng, things), lambda s: not trainable(s), rng)
 
 
 def unseen_task(rng: random.Random, references: int) -> Task:
