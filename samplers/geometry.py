@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,31 +42,29 @@ class Canvas:
             (at + cut) * whole / scaled for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled)
         )
 
-    def from_source(self, x: float, y: float) -> tuple[float, float]:
-        return tuple(at * scaled / whole - cut for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled))
-
 
 def fit(source: Size, sizing: str = "exact", max_megapixels: float = 1.0, several: bool = False) -> Canvas:
     """The canvas of a picture (width, height).
 
-    exact: the largest size within max_megapixels, never larger than the source, each side rounded to the grid (16 at
-    least) and the whole picture scaled straight to it: nothing is cut, and the aspect keeps within half a grid step.
-    bfl, one_megapixel, keep: scaled by one factor for both sides, then the edges beyond the grid are cut off.
+    exact: the size of max_megapixels, never larger than the source, each side rounded to the grid (16 at least, so up to
+    half a step of it above) and the whole picture scaled straight to it: nothing is cut, and the aspect keeps within half
+    a grid step. bfl, one_megapixel, keep: scaled by one factor for both sides, then the edges beyond the grid are cut off.
     """
     area = source[0] * source[1]
     if sizing == "exact":
         factor = min(1.0, math.sqrt(max_megapixels * MEGAPIXEL / area))
         size = tuple(on_grid(side * factor) for side in source)
         return Canvas(source, size, (0, 0), size)
+    whole = round
     if sizing == "bfl":
-        factor = min(1.0, math.sqrt((BFL_SEVERAL if several else BFL_ALONE) / area))
+        factor, whole = min(1.0, math.sqrt((BFL_SEVERAL if several else BFL_ALONE) / area)), int
     elif sizing == "one_megapixel":
         factor = math.sqrt(MEGAPIXEL / area)
     elif sizing == "keep":
         factor = 1.0
     else:
         raise ValueError(f"sizing is {sizing!r}, expected one of {', '.join(SIZINGS)}")
-    scaled = tuple(max(round(side * factor), GRID) for side in source)
+    scaled = tuple(max(whole(side * factor), GRID) for side in source)
     size = tuple(side // GRID * GRID for side in scaled)
     return Canvas(source, scaled, tuple((whole - kept) // 2 for whole, kept in zip(scaled, size)), size)
 
@@ -76,8 +75,8 @@ def on_grid(side: float) -> int:
 
 
 def colours(image: Tensor) -> Tensor:
-    """(B, H, W, 1, 3 or 4) -> (B, H, W, 3): grey becomes three equal colours, alpha is left out (as ComfyUI's Load Image)."""
-    return image.expand(-1, -1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
+    """(B, H, W, 1 to 4) -> (B, H, W, 3): grey becomes three equal colours, alpha is left out (as ComfyUI's Load Image)."""
+    return image[..., :1].expand(-1, -1, -1, 3) if image.shape[-1] < 3 else image[..., :3]
 
 
 def resize(image: Tensor, size: Size) -> Tensor:
@@ -98,22 +97,29 @@ def place(image: Tensor, canvas: Canvas) -> Tensor:
 def restore(image: Tensor, canvas: Canvas) -> Tensor:
     """What was made on a canvas (B, H, W, C), at the source's size and place: (B, h, w, C).
 
-    An image larger or smaller than the canvas (upscaled, say) is taken to show the whole of it. Edges that were cut off
-    are filled with the nearest pixels.
+    An image larger or smaller than the canvas (upscaled, say) is taken to show the whole of it, and is scaled once.
+    Edges that were cut off are filled with the nearest pixels.
     """
-    image = resize(image, canvas.size)
-    (left, top), (width, height) = canvas.offset, canvas.size
-    right, bottom = canvas.scaled[0] - width - left, canvas.scaled[1] - height - top
-    if left or top or right or bottom:
-        planes = F.pad(rearrange(image, "b h w c -> b c h w"), (left, right, top, bottom), mode="replicate")
-        image = rearrange(planes, "b c h w -> b h w c")
+    cut = []
+    for made, scaled, kept, offset in zip(image.shape[2:0:-1], canvas.scaled, canvas.size, canvas.offset):
+        cut += [round(edge * made / kept) for edge in (offset, scaled - kept - offset)]
+    if any(cut):
+        image = rearrange(F.pad(rearrange(image, "b h w c -> b c h w"), cut, mode="replicate"), "b c h w -> b h w c")
     return resize(image, canvas.source)
 
 
 def kept_tokens(mask: Tensor, canvas: Canvas) -> Tensor:
     """Which tokens of a canvas a mask (1, h, w) keeps: (tokens,) bool, row by row. The mask, 1 = keep, covers the whole
     source whatever its own size; a token is kept when at least half of its cell is masked."""
-    (left, top), (width, height) = canvas.offset, canvas.size
-    fitted = resize(mask[..., None].float(), canvas.scaled)[0, top : top + height, left : left + width, 0]
-    cells = rearrange(fitted, "(rows a) (columns b) -> (rows columns) (a b)", a=GRID, b=GRID)
-    return cells.mean(dim=1) > 0.5 - 1e-4
+    share = mask[0].double()
+    for axis in (0, 1):  # across, then down, each time turned over
+        steps = torch.arange(canvas.size[axis] // GRID + 1, dtype=torch.float64) * GRID + canvas.offset[axis]
+        edges = steps * share.shape[1] / canvas.scaled[axis]
+        share = (area_left_of(edges, share).diff(dim=1) / edges.diff()).T
+    return share.flatten() >= 0.5 - 1e-9
+
+
+def area_left_of(edges: Tensor, rows: Tensor) -> Tensor:
+    """Sums of rows (N, width), pixel i from i to i + 1, up to each of the edges (E,): (N, E)."""
+    whole = edges.floor().clamp(max=rows.shape[1] - 1).long()
+    return F.pad(rows.cumsum(dim=1), (1, 0))[:, whole] + (edges - whole) * rows[:, whole]
