@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-NUMBERS = r"\d+(?:\s*(?:,|and|&|or|to|-)\s*(?:image\s+)?\d+)*"
+NUMBERS = r"\d+(?:\s*(?:,|and|&|or|to|-|–)\s*(?:images?\s+)?\d+)*"
+RANGE = r"(\d+)\s*(?:to|-|–)\s*(?:images?\s+)?(\d+)"
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,13 @@ class Entry:
 
 
 def named_images(prompt: str) -> set[int]:
-    """The numbers that a prompt gives to images: 'image 1', 'images 1 and 2', 'Image 3'."""
-    found = re.findall(rf"\bimages?\s*#?({NUMBERS})", prompt, flags=re.IGNORECASE)
-    return {int(number) for group in found for number in re.findall(r"\d+", group)}
+    """The numbers that a prompt gives to images: 'image 1', 'images 1 and 2', 'images 1-4', 'image 1 to image 3'."""
+    named = set()
+    for group in re.findall(rf"\bimages?\s*#?({NUMBERS})", prompt, flags=re.IGNORECASE):
+        named |= {int(number) for number in re.findall(r"\d+", group)}
+        for first, last in re.findall(RANGE, group, flags=re.IGNORECASE):
+            named |= set(range(int(first), min(int(last), int(first) + 20)))
+    return named
 
 
 def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prompt: str | None, warnings: list[str]) -> str:
@@ -44,7 +49,7 @@ def naming(count: int, prompt: str | None) -> list[str]:
         return []
     named = named_images(prompt)
     missing = [
-        f"the prompt names image {number}, but there are {count} references"
+        f"the prompt names image {number}, but there {'is 1 reference' if count == 1 else f'are {count} references'}"
         for number in sorted(named)
         if not 1 <= number <= count
     ]
