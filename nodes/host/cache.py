@@ -114,6 +114,7 @@ class Run:
     def keys_values(self, flow, latents, references: ReferenceSet, method, canvas, options: dict) -> ReferenceKV:
         """Of the references of one model call: latents, each (B, channels, h, w), of which all rows are alike unless the
         set itself has several."""
+        method = method or flow.params.default_ref_method
         rope = tuple(sorted((options.get("rope_options") or {}).items()))
         canvas = canvas if method == "uxo" else (0, 0)
         parts = len(options.get("cond_or_uncond", (0,)))  # conditionings in the batch, each with the set's rows in turn

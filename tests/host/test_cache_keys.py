@@ -229,6 +229,20 @@ def test_rope_options_and_methods_are_part_of_what_is_kept(run, across):
     assert not any(torch.equal(want[0], other) for other in want[1:4])
 
 
+def test_another_default_method_of_the_model_is_another_key(run, across):
+    """What a conditioning that names no method gets."""
+    params = across.model.diffusion_model.params
+    index, _ = run(across)
+    try:
+        params.default_ref_method = "uxo"
+        assert check(run, across)
+        named, _ = run(across, fresh=True, reference_latents_method="uxo")
+        got, _ = run(across)
+    finally:
+        params.default_ref_method = "index"
+    assert torch.equal(got, named) and not torch.equal(got, index)
+
+
 @pytest.mark.parametrize("batch", [2, 4])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_references_of_a_batch_are_kept_row_by_row(run, across, batch, cfg):
