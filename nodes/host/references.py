@@ -12,13 +12,14 @@ import comfy.model_management
 import torch
 
 from ...model_loaders.errors import KleinError
-from ...model_loaders.flow.references import NEUTRAL, Control
+from ...model_loaders.flow.references import NEUTRAL, Control, complete
 from ...samplers.geometry import Canvas, fit, kept_tokens, on_grid, place
 from ...samplers.report import Entry, report
 from .sampling import CHANNELS
 
 MOST = 10  # references of one image
-KEPT_LATENTS = 32  # encoded references kept for each VAE: 2 MB each at a megapixel
+LARGEST = 16384  # pixels a side of the image to be made
+KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
 SOCKETS = ("image_1", "image_2", "image_3", "image_4")
 
 _latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
@@ -40,13 +41,29 @@ class Reference:
 
 
 def chain(image, references=(), mask=None, strength=1.0, start=0.0, end=1.0) -> tuple[Reference, ...]:
-    """KLEIN_REFERENCES: those given, then each image of the batch with the same mask, strength and window."""
+    """KLEIN_REFERENCES: those given, then each image of the batch with the same strength and window, and the mask, or
+    its own of as many masks."""
     if start >= end:
         raise KleinError(
             f"start_percent is {start:g} and end_percent {end:g}, which leaves no step: set the end above the start."
         )
-    mask = None if mask is None else mask[:1]
-    return (*references, *(Reference(single, mask, strength, start, end) for single in image.split(1)))
+    images = pictures(image)
+    masks = [None] * len(images) if mask is None else mask.reshape(-1, *mask.shape[-2:]).split(1)
+    if len(masks) == 1:
+        masks = masks * len(images)
+    if len(masks) != len(images):
+        raise KleinError(f"There are {len(masks)} masks for {len(images)} images: give one for all, or one for each.")
+    return (*references, *(Reference(single, own, strength, start, end) for single, own in zip(images, masks)))
+
+
+def pictures(image: torch.Tensor) -> list[torch.Tensor]:
+    """Each picture (1, h, w, C) of an IMAGE, in float32."""
+    if image.ndim != 4 or not image.numel() or not 1 <= image.shape[-1] <= 4:
+        shape = "x".join(map(str, image.shape))
+        raise KleinError(
+            f"The reference is a tensor of {shape}, expected pictures x height x width x 1 to 4 colours: connect an IMAGE."
+        )
+    return list(image.float().split(1))
 
 
 def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size):
@@ -54,12 +71,15 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
 
     images: socket -> IMAGE, in order. Each image of a batch is a reference of its own.
     """
-    chosen = [Reference(single) for image in images.values() for single in image.split(1)] + list(references or ())
-    before = positive[0][1].get("reference_latents", []) if positive else []
-    warnings = gaps(images, len(before) + 1)
-    if len(before) + len(chosen) > MOST:
-        raise KleinError(f"There are {len(before) + len(chosen)} references, expected {MOST} at most: disconnect some.")
-    canvases = [fit(ref.source, sizing, max_megapixels, several=len(before) + len(chosen) > 1) for ref in chosen]
+    images = {socket: pictures(image) for socket, image in images.items()}
+    chosen = [Reference(single) for image in images.values() for single in image] + list(references or ())
+    values = positive[0][1] if positive else {}
+    before = values.get("reference_latents") or []
+    total = len(before) + len(chosen)
+    if total > MOST:
+        raise KleinError(f"There are {total} references, expected {MOST} at most: disconnect some.")
+    several = len(before) + sum(map(enters, chosen)) > 1
+    canvases = [fit(ref.source, sizing, max_megapixels, several) for ref in chosen]
     controls = [control_of(ref, canvas) for ref, canvas in zip(chosen, canvases)]
     latents = [encode(vae, place(ref.image, canvas)) for ref, canvas in zip(chosen, canvases)]
 
@@ -67,24 +87,41 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
     latent = torch.zeros(
         batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
     )
-    entries = [Entry(None, pixels(old).size, pixels(old).tokens, ("already in the conditioning",)) for old in before]
-    for number, (ref, fitted, control) in enumerate(zip(chosen, canvases, controls), start=len(entries) + 1):
-        entries.append(entry(ref, fitted, control))
+    old = complete(values.get("klein", {}).get("controls", ()), len(before))
+    entries = [entry(None, pixels(latent), control, "already in the conditioning") for latent, control in zip(before, old)]
+    entries += [entry(ref.source, canvas, control) for ref, canvas, control in zip(chosen, canvases, controls)]
+    warnings = gaps(images, len(before) + 1) + differing(positive, negative, len(before))
+    for number, control in enumerate(controls, start=len(before) + 1):
         if control.keep is not None and not any(control.keep):
             warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
     text = positive[0][0].shape[1] if positive else 0
-    prompt = positive[0][1].get("klein", {}).get("prompt") if positive else None
-    lines = report(entries, canvas.size, text, prompt, warnings)
+    lines = report(entries, canvas.size, text, values.get("klein", {}).get("prompt"), warnings)
+    if any(control != NEUTRAL for control in (*old, *controls)):
+        lines += "\nStrength, mask and window need a model of Klein Flow Loader."
     added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
     return *added, {"samples": latent}, canvas, lines
 
 
-def gaps(images: dict, number: int) -> list[str]:
-    """Warnings where a socket is empty before a connected one; `number` is that of the first image."""
-    warnings = []
+def enters(reference: Reference) -> bool:
+    """Whether a reference counts when sizes depend on how many there are."""
+    return reference.strength > 0 and (reference.mask is None or bool(reference.mask.any()))
+
+
+def differing(positive, negative, count: int) -> list[str]:
+    """A warning where the conditionings do not all have `count` references before those added, which shifts numbers."""
+    counts = {len(values.get("reference_latents") or []) for _, values in (*(positive or ()), *(negative or ()))}
+    if counts <= {count}:
+        return []
+    return [f"positive and negative have {min(counts)} to {max(counts)} references of before, so their numbers differ"]
+
+
+def gaps(images: dict[str, list], number: int) -> list[str]:
+    """Warnings where the number of a socket's image is not the socket's; `number` is that of the first image."""
+    warnings, shift = [], number - 1
     for name, image in images.items():
-        if any(earlier not in images for earlier in SOCKETS[: SOCKETS.index(name)]):
-            warnings.append(f"{name} is image {number}, as a socket before it is empty")
+        if number - shift != SOCKETS.index(name) + 1:
+            empty = any(earlier not in images for earlier in SOCKETS[: SOCKETS.index(name)])
+            warnings.append(f"{name} is image {number}, as a socket before it {'is empty' if empty else 'holds several'}")
         number += len(image)
     return warnings
 
@@ -97,9 +134,9 @@ def control_of(reference: Reference, canvas: Canvas) -> Control:
     return Control(reference.strength, keep, reference.start, reference.end)
 
 
-def entry(reference: Reference, canvas: Canvas, control: Control) -> Entry:
+def entry(source: tuple[int, int] | None, canvas: Canvas, control: Control, *notes: str) -> Entry:
     kept = canvas.tokens if control.keep is None else sum(control.keep)
-    notes = []
+    notes = list(notes)
     if control.keep is not None:
         notes.append(f"{kept} of {canvas.tokens} tokens kept by the mask")
     if control.strength == 0:
@@ -108,7 +145,7 @@ def entry(reference: Reference, canvas: Canvas, control: Control) -> Entry:
         notes.append(f"strength {control.strength:g}")
     if control.start > 0 or control.end < 1:
         notes.append(f"steps from {control.start:.0%} to {control.end:.0%}")
-    return Entry(reference.source, canvas.size, kept, tuple(notes))
+    return Entry(source, canvas.size, kept, tuple(notes))
 
 
 def encode(vae, image: torch.Tensor) -> torch.Tensor:
@@ -118,7 +155,7 @@ def encode(vae, image: torch.Tensor) -> torch.Tensor:
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).digest()
     if digest not in kept:
         kept[digest] = vae.encode(image)
-        while len(kept) > KEPT_LATENTS:
+        while len(kept) > 1 and sum(latent.nbytes for latent in kept.values()) > KEPT_LATENTS:
             kept.popitem(last=False)
     kept.move_to_end(digest)
     return kept[digest]
@@ -133,8 +170,8 @@ def append(conditioning, latents: list, controls: list[Control]):
     for text, values in conditioning:
         values = dict(values)
         klein = dict(values.get("klein", {}))
-        before = values.get("reference_latents", [])
-        old = klein.get("controls", ()) + (NEUTRAL,) * (len(before) - len(klein.get("controls", ())))
+        before = values.get("reference_latents") or []
+        old = complete(klein.get("controls", ()), len(before))
         values["reference_latents"] = [*before, *latents]
         if any(control != NEUTRAL for control in (*old, *controls)):
             klein["controls"] = (*old, *controls)
@@ -157,4 +194,8 @@ def output_canvas(canvases: list[Canvas], width: int, height: int) -> Canvas:
         return first
     across, down = first.source
     size = on_grid(width or height * across / down), on_grid(height or width * down / across)
+    if max(size) > LARGEST:
+        raise KleinError(
+            f"The image would be {size[0]}x{size[1]} by the aspect of image 1, expected {LARGEST} a side at most: give both sides."
+        )
     return Canvas(first.source if canvases else size, size, (0, 0), size)
