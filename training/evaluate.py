@@ -19,7 +19,7 @@ from environment.server import Server
 
 from . import world
 from .flow import SIZES
-from .parts import ROOT
+from .parts import ROOT, WORK
 from .studio import Job, paint, reference_jobs, text_jobs, verdicts
 
 RANDOM = "klein-random.safetensors"
@@ -99,6 +99,17 @@ def sheet(comfy, scale: int = 2) -> Image.Image:
     return page
 
 
+def curve() -> dict[str, dict[str, float]]:
+    """Of held-out scenes and tasks, the percent judged right while the flow was trained, by step."""
+    lines = [json.loads(line) for line in (WORK / "flow.jsonl").read_text().splitlines()]
+    return {
+        f"step {line['step']}, {line['seconds'] / 60:.0f} min": {
+            f"{n} references": round(100 * line[f"right {n}"]) for n in (0, 1, 2)
+        }
+        for line in lines
+    }
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         base = Path(base)
@@ -108,7 +119,8 @@ def main() -> None:
         comfy = Server(base, "--use-pytorch-cross-attention").start()
         try:
             sheet(comfy).save(ROOT / "tiny/contact_sheet.png", optimize=True)
-            (ROOT / "tiny/figures.json").write_text(json.dumps(figures(comfy), indent=1) + "\n")
+            found = {"judged right": figures(comfy), "learning curve": curve()}
+            (ROOT / "tiny/figures.json").write_text(json.dumps(found, indent=1) + "\n")
         finally:
             comfy.stop()
 

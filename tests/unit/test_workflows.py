@@ -7,6 +7,7 @@ import pytest
 from workflows import build
 
 GRAPHS = build.graphs()
+NINE = [graph for graph in GRAPHS if graph.name.startswith("klein_9b")]  # the tiny ones paint their references themselves
 
 
 def test_the_files_are_what_build_writes_and_there_are_no_others():
@@ -15,7 +16,7 @@ def test_the_files_are_what_build_writes_and_there_are_no_others():
     assert set(build.HERE.rglob("*.json")) == set(written)
 
 
-@pytest.mark.parametrize("graph", GRAPHS, ids=[graph.name for graph in GRAPHS])
+@pytest.mark.parametrize("graph", NINE, ids=[graph.name for graph in NINE])
 def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_links(graph):
     kinds = [kind for _, kind, _ in graph.nodes]
     references = kinds.count("LoadImage")
@@ -25,7 +26,7 @@ def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_lin
     assert len(graph.links) - extra - masks <= (9 if references else 7) + references
 
 
-@pytest.mark.parametrize("graph", GRAPHS, ids=[graph.name for graph in GRAPHS])
+@pytest.mark.parametrize("graph", NINE, ids=[graph.name for graph in NINE])
 def test_a_graph_of_the_9b_says_its_licence_and_where_its_files_are(graph):
     nodes = graph.canvas()["nodes"]
     (text,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
