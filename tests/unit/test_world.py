@@ -1,5 +1,6 @@
 """The world of the tiny Klein, and the judge that reads it back from pixels."""
 
+import itertools
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from training import world
 from training.evaluate import swapped
-from training.judge import judge, look
+from training.judge import CONTRAST, judge, look
 from training.studio import Job
 
 
@@ -16,6 +17,12 @@ def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():
     scenes = [world.scene(rng) for _ in range(500)]
     wrong = [scene for scene in scenes if not judge(world.render(scene), scene).all]
     assert len(wrong) < 5, wrong
+
+
+def test_colours_are_so_far_apart_that_half_an_edge_belongs_to_its_thing():
+    """A soft outline is then no other shape; blue on purple once was."""
+    apart = [np.linalg.norm(np.subtract(a, b)) for a, b in itertools.combinations(world.COLOURS.values(), 2)]
+    assert min(apart) > 2 * CONTRAST
 
 
 def test_the_judge_forgives_noise_of_8_bits_and_more():
