@@ -20,7 +20,7 @@ CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
 SIDES = ("left", "right", "top", "bottom")
 SIZES = {"text": 96, "one": 72, "two": 56, "masked": 72}  # of batches: about the same cost
-SHARES = {"text": 0.5, "one": 0.13, "two": 0.29, "masked": 0.08}
+SHARES = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}
 
 
 class Text(NamedTuple):

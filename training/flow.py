@@ -26,7 +26,7 @@ from .parts import Average, Run
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
-STEPS, RATE, OUTSIDE_RATE = 2800, 3e-3, 1e-3
+STEPS, RATE, OUTSIDE_RATE = 3000, 3e-3, 1e-3
 WHOLE = 0.15  # of the steps, the last, read all tokens of each prompt
 TOKENS = (world.SIZE // 16) ** 2
 SHARES = (0.15, 0.2, 0.25, 0.4)  # of klein's four sigmas among those drawn
