@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import time
 
 import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
+from websocket import create_connection
 
 from . import provision
+from .server import PromptError
 
 FLOW, ENCODER, VAE = "flux-2-klein-9b.safetensors", "qwen_3_8b.safetensors", "flux2-vae.safetensors"
 
@@ -66,6 +69,30 @@ class Graph(dict):
         files = [self.comfy.file(outputs[save]["latents"][0]) for save in saves]
         tensors = [load_file(file)["latent_tensor"] for file in files]
         return tensors if links else tensors[0]
+
+    def interrupt_after(self, step: int) -> None:
+        """Run with a new seed, interrupt when the sampler has done this step, and wait for the end."""
+        events = create_connection(f"ws://127.0.0.1:{self.comfy.port}/ws?clientId={self.comfy.client}", timeout=60)
+        kept = self.sampler["seed"]
+        self.sampler["seed"] = time.time_ns() % 2**53
+        save = self.new("SaveLatent", samples=self.sampled, filename_prefix="interrupted")[0]
+        prompt = self.comfy.queue(self)
+        self.sampler["seed"] = kept
+        del self[save]
+        while True:
+            message = events.recv()
+            event = json.loads(message) if isinstance(message, str) else {"type": "preview"}
+            if event["type"] == "progress" and event["data"]["max"] == self.sampler["steps"] and event["data"]["value"] >= step:
+                break
+        events.close()
+        self.comfy.post("/interrupt")
+        try:
+            self.comfy.wait(prompt)
+        except PromptError as error:
+            if error.kind == "interrupted":
+                return
+            raise
+        raise AssertionError("the prompt ended before it was interrupted")
 
 
 def picture(comfy, name, width, height, seed):

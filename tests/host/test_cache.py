@@ -4,7 +4,6 @@ Tolerance 1e-4: four steps of 1e-5 each. What is kept must change nothing: compa
 """
 
 import random
-import threading
 import time
 
 import pytest
@@ -13,7 +12,7 @@ from PIL import Image
 
 from environment import small
 from environment.graph import picture
-from environment.server import PromptError, Server
+from environment.server import Server
 from environment.small import comfy_noise, relative
 
 TOLERANCE = 1e-4
@@ -66,15 +65,17 @@ def test_within_a_run_it_is_the_kv_pipeline_of_diffusers(graph, comfy, combined,
     assert relative(plain, got) > 10 * TOLERANCE
 
 
-def test_comfyuis_own_cache_on_our_model_is_further_off_than_no_cache_at_all(graph, comfy, combined, kv_oracle):
-    """FluxKVCache of newer hosts lets references attend to everything in the first step; measured beside ours."""
+def test_comfyuis_own_cache_on_our_model_is_not_the_kv_pipeline(graph, comfy, combined, kv_oracle):
+    """FluxKVCache of newer hosts lets references attend to everything in the first step; measured beside no cache."""
     if "FluxKVCache" not in comfy.get("/object_info"):
         pytest.skip("this ComfyUI has no FluxKVCache")
     name = picture(comfy, "kv0.png", 96, 64, 0)
     combined(image_1=graph.new("LoadImage", image=name))
+    plain = graph.latents()
     graph.sampler["model"] = graph.new("FluxKVCache", model=graph.model)
     theirs = graph.latents()
     want = kv_latents(kv_oracle, graph.prompt["text"], [Image.open(comfy.base / "input" / name)])
+    print(f"distance to the K/V pipeline: FluxKVCache {relative(theirs, want):.1e}, no cache {relative(plain, want):.1e}")
     assert theirs.isfinite().all() and relative(theirs, want) > 10 * TOLERANCE
 
 
@@ -201,19 +202,6 @@ def lora(comfy) -> str:
     return "cache.safetensors"
 
 
-def interrupted(graph, comfy) -> None:
-    """Queue the graph at a size that takes a while, and stop it."""
-    graph.sampler["steps"] = 40
-    graph.sampler["seed"] = int(time.time())
-    save = graph.new("SaveLatent", samples=graph.sampled, filename_prefix="interrupted")[0]
-    prompt = comfy.queue(graph)
-    threading.Timer(0.3, comfy.post, args=("/interrupt",)).start()
-    with pytest.raises(PromptError, match="interrupted"):
-        comfy.wait(prompt)
-    del graph[save]
-    graph.sampler["steps"] = 4
-
-
 @pytest.mark.slow
 def test_fifty_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, comfy, combined, pictures, tmp_path):
     """Prompts, sets, sizes, LoRA, models and interrupts alternate; five of the runs also on a fresh server."""
@@ -246,8 +234,9 @@ def test_fifty_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, c
     for number, config in enumerate(configs):
         prepare(config, "across_runs")
         if number % 10 == 9:
-            interrupted(graph, comfy)
-        graph.sampler["seed"] = 7
+            graph.sampler["steps"] = 200
+            graph.interrupt_after(step=1)
+            graph.sampler["steps"] = 4
         assert torch.equal(graph.latents(), wanted[repr(config)]), (number, config)
 
     assert log_of(comfy, mark).count("kept from an earlier run") >= 15
@@ -260,7 +249,7 @@ def test_fifty_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, c
     graph.comfy = server.start()
     try:
         for config in fresh:
-            prepare(config, "across_runs")
+            prepare(config, "within_run")
             assert torch.equal(graph.latents(), wanted[repr(config)])
     finally:
         server.stop()
