@@ -55,16 +55,16 @@ def fit(source: Size, sizing: str = "exact", max_megapixels: float = 1.0, severa
         factor = min(1.0, math.sqrt(max_megapixels * MEGAPIXEL / area))
         size = tuple(on_grid(side * factor) for side in source)
         return Canvas(source, size, (0, 0), size)
-    whole = round
+    rounding = round
     if sizing == "bfl":
-        factor, whole = min(1.0, math.sqrt((BFL_SEVERAL if several else BFL_ALONE) / area)), int
+        factor, rounding = min(1.0, math.sqrt((BFL_SEVERAL if several else BFL_ALONE) / area)), int
     elif sizing == "one_megapixel":
         factor = math.sqrt(MEGAPIXEL / area)
     elif sizing == "keep":
         factor = 1.0
     else:
         raise ValueError(f"sizing is {sizing!r}, expected one of {', '.join(SIZINGS)}")
-    scaled = tuple(max(whole(side * factor), GRID) for side in source)
+    scaled = tuple(max(rounding(side * factor), GRID) for side in source)
     size = tuple(side // GRID * GRID for side in scaled)
     return Canvas(source, scaled, tuple((whole - kept) // 2 for whole, kept in zip(scaled, size)), size)
 
