@@ -1,4 +1,4 @@
-"""python3 dev.py train vae|encoder|flow [minutes] : go on with one model's training; the next part starts where it stopped.
+"""python3 dev.py train encoder|vae|decoder|flow [minutes] : go on with one model's training; the next part starts where it stopped.
 python3 dev.py train export|evaluate : write tiny/, measure it.
 """
 
@@ -6,7 +6,7 @@ import sys
 
 from . import evaluate, export, flow, text, vae
 
-TRAIN = {"vae": vae.train, "encoder": text.train, "flow": flow.train}
+TRAIN = {"encoder": text.train, "vae": vae.train, "decoder": vae.train_decoder, "flow": flow.train}
 AFTER = {"export": export.main, "evaluate": evaluate.main}
 
 

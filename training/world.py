@@ -194,6 +194,12 @@ def unseen_task(rng: random.Random, references: int) -> Task:
     return draw(task, lambda t: possible(t) and len(t.references) == references and not trainable(t.result), rng)
 
 
+def contrast(scene: Scene) -> float:
+    """The smallest distance in RGB between a thing and the ground."""
+    ground = np.array(COLOURS[scene.ground], dtype=float)
+    return min(float(np.linalg.norm(ground - COLOURS[thing.colour])) for thing in scene.things)
+
+
 def kept_tokens(keep: str) -> bytes:
     """Which of the 4x4 tokens of a picture are in a half, as a mask of a reference has it."""
     side = SIZE // 16
