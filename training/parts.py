@@ -19,7 +19,7 @@ SEED = 0
 class Run:
     """One model's training: `modules` and `optimisers` by name, saved to out/training/<name>.pt."""
 
-    def __init__(self, name: str, steps: int, modules: dict, optimisers: dict, average: str = ""):
+    def __init__(self, name: str, steps: int, modules: dict, optimisers: dict):
         self.path, self.curve = WORK / f"{name}.pt", WORK / f"{name}.jsonl"
         self.name, self.steps, self.step, self.seconds = name, steps, 0, 0.0
         self.parts = {**modules, **optimisers}
