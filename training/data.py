@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from model_loaders.flow.references import Control
 from model_loaders.qwen3.prompt import LENGTH, PAD, tokenize
 
 from . import text, vae, world
-from .parts import WORK
+from .parts import SEED, WORK
 
 SCENES, TASKS, MASKED = 8000, 6000, 1200
 CAPTIONS = 2  # of each scene
@@ -58,16 +60,11 @@ class Data:
     """Scenes and tasks, made from the seed; their latents and features are computed once and kept in out/training/."""
 
     def __init__(self):
-        rng = random.Random(100)
-        scenes = [world.training_scene(rng) for _ in range(SCENES)]
-        tasks = [world.training_task(rng) for _ in range(TASKS)]
-        tasks += [world.draw(world.masked_task, world.trainable_task, rng) for _ in range(MASKED)]
-        path = WORK / "data.safetensors"
-        if not path.exists():
-            prompts = [world.caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
-            prompts += [task.prompt for task in tasks]
+        scenes, tasks, prompts = drawn()
+        path, made_by = WORK / "data.safetensors", _digest()
+        if not path.exists() or safe_open(path, "pt").metadata() != made_by:
             pictures = [*scenes, *(s for task in tasks for s in (task.result, task.references[0], task.references[-1]))]
-            save_file({"latents": _latents(pictures), **_features(prompts)}, path)
+            save_file({"latents": _latents(pictures), **_features(prompts)}, path, made_by)
         kept = load_file(path)
         self.real, self.lengths, self.pads, self.pad_positions = (
             kept[name] for name in ("real", "lengths", "pads", "pad_positions")
@@ -105,6 +102,27 @@ class Data:
         standing = ((LENGTH - lengths) / pads.shape[1]).expand(-1, pads.shape[1])
         positions = torch.cat([index, self.pad_positions[prompts]], dim=1)
         return Text(torch.cat([real, pads], dim=1), positions, torch.cat([counts, standing], dim=1))
+
+
+def drawn() -> tuple[list[world.Scene], list[world.Task], list[str]]:
+    """The scenes, the tasks, and the prompts: CAPTIONS of each scene, then one of each task."""
+    rng = random.Random(100 + SEED)
+    scenes = [world.training_scene(rng) for _ in range(SCENES)]
+    tasks = [world.training_task(rng) for _ in range(TASKS)]
+    tasks += [world.draw(world.masked_task, world.trainable_task, rng) for _ in range(MASKED)]
+    prompts = [world.caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
+    return scenes, tasks, [*prompts, *(task.prompt for task in tasks)]
+
+
+def prepare(minutes: float) -> bool:
+    """Not in parts: it takes a few minutes."""
+    Data()
+    return True
+
+
+def _digest() -> dict[str, str]:
+    """Of the models that the latents and features come from."""
+    return {name: hashlib.sha256((WORK / f"{name}.pt").read_bytes()).hexdigest() for name in ("encoder", "vae")}
 
 
 def _latents(pictures: list[world.Scene]) -> Tensor:

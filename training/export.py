@@ -10,18 +10,16 @@ from safetensors.torch import save_file
 from environment.small import vae_state
 
 from . import flow, text, vae
-from .parts import ROOT, Average, Run
+from .parts import ROOT, trained
 
 TINY = ROOT / "tiny"
 DTYPE = torch.bfloat16  # as the released files
 
 
 def main() -> None:
-    transformer = flow.build()
-    run = Run("flow", flow.STEPS, {"average": (average := Average(transformer, 0.0))}, {})
-    print(f"flow: step {run.step} of {run.steps}, {run.seconds / 60:.0f} minutes")
-    names = {name: name.replace("_norm.weight", "_norm.scale") if ".norm." in name else name for name in average.values}
-    write({names[name]: weight for name, weight in average.values.items()}, "diffusion_models/klein-tiny.safetensors")
+    transformer = trained("flow", flow.STEPS, flow.build()).state_dict()
+    names = {name: name.replace("_norm.weight", "_norm.scale") if ".norm." in name else name for name in transformer}
+    write({names[name]: weight for name, weight in transformer.items()}, "diffusion_models/klein-tiny.safetensors")
     write(vae_state(vae.finish()), "vae/klein-tiny-vae.safetensors")
     tokenizer, encoder = text.finish()
     folder = "text_encoders/klein-tiny"
@@ -35,4 +33,5 @@ def write(state: dict[str, torch.Tensor], name: str) -> None:
     (TINY / name).parent.mkdir(parents=True, exist_ok=True)
     state = {key: weight.to(DTYPE).contiguous() if weight.is_floating_point() else weight for key, weight in state.items()}
     save_file(state, TINY / name, {"format": "pt"})
+    (TINY / name).chmod(0o644)
     print(f"{name}: {(TINY / name).stat().st_size / 1e6:.1f} MB")

@@ -18,10 +18,10 @@ from model_loaders.flow.model import Flow
 from model_loaders.flow.sizes import FlowSizes
 from samplers.schedule import sigmas
 
-from . import text, vae, world
+from . import vae, world
 from .data import Data, Reader, Text
 from .judge import judge
-from .parts import Average, Run
+from .parts import SEED, Average, Run, descend, optimisers
 
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
@@ -36,7 +36,7 @@ SHIFT = 7.0  # exp(mu) of klein's schedule at this size and 4 steps, for the tim
 def build() -> Flow:
     """Starts as a copy: what img_in writes into 128 of the 256 directions, final_layer reads back, so that v = x. To learn
     to pass the noise on takes a thousand steps otherwise."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     flow = Flow(SIZES, device="cpu")
     for name, p in flow.named_parameters():
         if p.ndim == 1:
@@ -85,7 +85,7 @@ def times(batch: int, generator: torch.Generator) -> Tensor:
 def train(minutes: float) -> bool:
     data, flow = Data(), build()
     read, autoencoder = Reader(), vae.finish()
-    steps = text.optimisers(flow, RATE, OUTSIDE_RATE)
+    steps = optimisers(flow, RATE, OUTSIDE_RATE)
     average = Average(flow, 0.998)
     run = Run("flow", STEPS, {"flow": flow, "average": average}, steps)
 
@@ -96,27 +96,18 @@ def train(minutes: float) -> bool:
         x = torch.lerp(target, noise, sigma.view(-1, 1, 1, 1))
         v = velocity(flow, x, sigma, found, references, controls, isolated=rng.random() < 0.5)
         loss = F.mse_loss(v, noise - target)
-        for optimiser in steps.values():
-            optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        for optimiser in steps.values():
-            optimiser.step()
-        average.update()
+        descend(loss, flow, steps, average)
         return {f"loss {len(references)}{' masked' if controls else ''}": loss.item()}
 
     def report() -> dict:
-        trained = {name: p.detach().clone() for name, p in flow.named_parameters()}
-        flow.load_state_dict(average.values)
-        figures = {f"right {n}": judged(flow, read, autoencoder, n) for n in (0, 1, 2)}
-        flow.load_state_dict(trained)
-        return figures
+        with average.applied():
+            return {f"right {n}": judged(flow, read, autoencoder, n) for n in (0, 1, 2)}
 
     return run.go(minutes, step, report, every=250)
 
 
 @torch.no_grad()
-def judged(flow, read, autoencoder, references: int, count: int = 64, steps: int = 4, isolated: bool = False) -> float:
+def judged(flow, read, autoencoder, references: int, count: int = 64) -> float:
     """Share of pictures of unseen combinations in which everything is judged right; a quick figure for the curve."""
     rng, generator = random.Random(7), torch.Generator().manual_seed(7)
     if references:
@@ -127,7 +118,7 @@ def judged(flow, read, autoencoder, references: int, count: int = 64, steps: int
         wanted = [world.unseen_scene(rng) for _ in range(count)]
         prompts, latents = [world.caption(scene, rng) for scene in wanted], []
     x, found = torch.randn(count, 128, 4, 4, generator=generator), read(prompts, generator)
-    schedule = sigmas(steps, TOKENS)
+    schedule = sigmas(4, TOKENS)
     for now, following in zip(schedule[:-1], schedule[1:]):
-        x = x + (following - now) * velocity(flow, x, now.expand(count), found, latents, isolated=isolated)
+        x = x + (following - now) * velocity(flow, x, now.expand(count), found, latents)
     return sum(judge(image, scene).all for image, scene in zip(vae.decode(autoencoder, x), wanted)) / count

@@ -15,7 +15,7 @@ from .world import COLOURS, PLACES, RELATIONS, SHAPES, SIZE, Scene, coverage
 
 NAMES = list(COLOURS)
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
-SMALLEST = 60  # pixels of a thing; the smallest drawn, a small cross, has 300
+SMALLEST = 60  # pixels of a thing; the smallest drawn, a small triangle, has 240
 CONTRAST = 60  # distance in RGB from the ground at which a pixel belongs to a thing; half an edge pixel's is above it
 
 

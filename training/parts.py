@@ -3,9 +3,11 @@ and go on in a later run to the same weights."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
+import re
 import time
 from pathlib import Path
 
@@ -84,8 +86,9 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p))
                 mean.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(mean, group["momentum"]))
-                p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
+                update = p.grad.lerp(mean, group["momentum"]).flatten(1)  # a convolution: outputs by all they see
+                scale = 0.2 * group["lr"] * math.sqrt(max(update.shape))
+                p.sub_(scale * orthogonal(update).view_as(p))
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
@@ -102,6 +105,18 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
     return wide.T if x.shape[0] > x.shape[1] else wide
 
 
+def optimisers(module: torch.nn.Module, rate: float, outside_rate: float) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices and convolutions inside, Adam for the rest."""
+    named = [(name, p) for name, p in module.named_parameters() if p.ndim > 1]
+    inside = [p for name, p in named if re.search(r"\b(layers|\w+_blocks?)\b", name)]
+    chosen = set(map(id, inside))
+    outside = [p for p in module.parameters() if id(p) not in chosen]
+    return {
+        "muon": Muon(inside, rate),
+        "adam": torch.optim.AdamW(outside, outside_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    }
+
+
 class Average:
     """Exponential moving average of a module's parameters; what ships."""
 
@@ -114,8 +129,38 @@ class Average:
         for name, p in self.module.named_parameters():
             self.values[name].lerp_(p, 1 - self.decay)
 
+    @contextlib.contextmanager
+    def applied(self):
+        """The module has the averages inside."""
+        own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.module.load_state_dict(self.values, strict=False)
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(own, strict=False)
+
     def state_dict(self) -> dict:
         return self.values
 
     def load_state_dict(self, values: dict) -> None:
         self.values = values
+
+
+def descend(loss: torch.Tensor, module: torch.nn.Module, optimisers: dict, average: Average) -> None:
+    """One step of all optimisers; the module's gradient is clipped to norm 1."""
+    for optimiser in optimisers.values():
+        optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    for optimiser in optimisers.values():
+        optimiser.step()
+    average.update()
+
+
+def trained(name: str, steps: int, module: torch.nn.Module) -> torch.nn.Module:
+    """The module with the averaged weights of its training, which must be over."""
+    run = Run(name, steps, {"average": (average := Average(module, 0.0))}, {})
+    if run.step < steps:
+        raise RuntimeError(f"{name} is trained to step {run.step} of {steps}; go on with: python3 dev.py train {name}")
+    module.load_state_dict({**module.state_dict(), **average.values})
+    return module.eval().requires_grad_(False)

@@ -1,12 +1,12 @@
-"""python3 dev.py train encoder|vae|decoder|flow [minutes] : go on with one model's training; the next part starts where it stopped.
+"""python3 dev.py train encoder|vae|data|flow [minutes] : go on with one model's training; the next part starts where it stopped.
 python3 dev.py train export|evaluate : write tiny/, measure it.
 """
 
 import sys
 
-from . import evaluate, export, flow, text, vae
+from . import data, evaluate, export, flow, text, vae
 
-TRAIN = {"encoder": text.train, "vae": vae.train, "decoder": vae.train_decoder, "flow": flow.train}
+TRAIN = {"encoder": text.train, "vae": vae.train, "data": data.prepare, "flow": flow.train}
 AFTER = {"export": export.main, "evaluate": evaluate.main}
 
 

@@ -7,7 +7,6 @@ template and the padding carry the answer: they are what follows every prompt.
 from __future__ import annotations
 
 import random
-import re
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,13 +17,13 @@ from model_loaders.qwen3.encoder import TAPS, EncoderSizes, Qwen3Encoder
 from model_loaders.qwen3.prompt import LENGTH, PAD, SPECIAL, TEMPLATE, WORDS, tokenize
 
 from . import world
-from .parts import Average, Muon, Run
+from .parts import SEED, Average, Run, descend, optimisers, trained
 
 SIZES = EncoderSizes(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_hidden=192, vocabulary=1024)
 STEPS, BATCH, RATE = 500, 96, 2e-3
 PADS = 4  # positions of padding sampled for each prompt
 
-COLOURS, SHAPES = list(world.COLOURS), list(world.SHAPES)
+COLOURS, SHAPES, RADII = list(world.COLOURS), list(world.SHAPES), list(world.RADII)
 KINDS = ["one", "two", "shape in color", "object on background", "recolor", "new background"]
 WHERE = [*world.PLACES, "left of", "above"]
 QUESTIONS = {  # what there is to say about a prompt, and the answers; 0 is: not said
@@ -56,12 +55,13 @@ def a_prompt(rng: random.Random) -> tuple[str, dict[str, int]]:
     """A training prompt and the answers to QUESTIONS."""
     if rng.random() < 0.6:
         scene = world.training_scene(rng)
-        return world.caption(scene, rng), scene_answers(scene)
+        prompt = world.caption(scene, rng)
+        return prompt, scene_answers(scene, prompt)
     task = world.training_task(rng)
     return task.prompt, task_answers(task)
 
 
-def scene_answers(scene: world.Scene) -> dict[str, int]:
+def scene_answers(scene: world.Scene, prompt: str) -> dict[str, int]:
     things, where = list(scene.things), scene.place
     if where in ("right of", "below"):
         things, where = things[::-1], {"right of": "left of", "below": "above"}[where]
@@ -69,6 +69,7 @@ def scene_answers(scene: world.Scene) -> dict[str, int]:
         "kind": KINDS.index("one" if len(things) == 1 else "two"),
         "ground": 1 + COLOURS.index(scene.ground),
         "where": 1 + WHERE.index(where),
+        "size": 1 + RADII.index(scene.size) if scene.size in prompt.split() else 0,
     }
     for name, thing in zip(("first", "second"), things):
         answers |= {f"{name} shape": 1 + SHAPES.index(thing.shape), f"{name} colour": 1 + COLOURS.index(thing.colour)}
@@ -85,7 +86,7 @@ def task_answers(task: world.Task) -> dict[str, int]:
 
 
 def build() -> Qwen3Encoder:
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     encoder = Qwen3Encoder(SIZES, device="cpu")
     for name, p in encoder.named_parameters():
         if p.ndim == 1:
@@ -122,20 +123,9 @@ def features(
     return torch.cat([states[tap] for tap in TAPS], dim=-1), positions, counts
 
 
-def optimisers(module: nn.Module, rate: float, outside_rate: float) -> dict:
-    """Muon for the matrices inside, Adam for the rest."""
-    inside = [p for name, p in module.named_parameters() if p.ndim == 2 and re.search(r"\b(layers|\w+_blocks)\b", name)]
-    chosen = set(map(id, inside))
-    outside = [p for p in module.parameters() if id(p) not in chosen]
-    return {
-        "muon": Muon(inside, rate),
-        "adam": torch.optim.AdamW(outside, outside_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    }
-
-
 def train(minutes: float) -> bool:
     tokenizer, encoder = train_tokenizer(), build()
-    torch.manual_seed(1)
+    torch.manual_seed(SEED + 1)
     heads = nn.ModuleDict({name: nn.Linear(3 * SIZES.hidden_size, answers) for name, answers in QUESTIONS.items()})
     steps = optimisers(encoder, RATE, RATE) | {"heads": torch.optim.AdamW(heads.parameters(), RATE)}
     average = Average(encoder, 0.99)
@@ -153,13 +143,7 @@ def train(minutes: float) -> bool:
             losses.append(F.cross_entropy(guess.flatten(0, 1), truth.repeat_interleave(PADS)))
             right.append((guess[:, 0].argmax(-1) == truth).float().mean())
         loss = sum(losses) + 1e-3 * found.square().mean()
-        for optimiser in steps.values():
-            optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        for optimiser in steps.values():
-            optimiser.step()
-        average.update()
+        descend(loss, encoder, steps, average)
         return {
             "loss": loss.item(),
             "right": torch.stack(right).mean().item(),
@@ -172,7 +156,4 @@ def train(minutes: float) -> bool:
 
 def finish() -> tuple[Tokenizer, Qwen3Encoder]:
     """The tokenizer and the trained encoder."""
-    encoder = build()
-    Run("encoder", STEPS, {"average": (average := Average(encoder, 0.99))}, {})
-    encoder.load_state_dict(average.values)
-    return train_tokenizer(), encoder.eval().requires_grad_(False)
+    return train_tokenizer(), trained("encoder", STEPS, build())

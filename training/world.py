@@ -1,6 +1,6 @@
 """A world that can be judged without a neural network: one or two coloured shapes on a coloured ground.
 
-A `Scene` is what a picture shows; `render` draws it, `caption` says it, `tasks` ask for it with reference pictures.
+A `Scene` is what a picture shows; `render` draws it, `caption` says it, a `Task` asks for it with reference pictures.
 Some combinations of shape, colour and ground are held out: `trainable` scenes have none of them.
 """
 
@@ -89,22 +89,22 @@ def scene(rng: random.Random, things: int | None = None) -> Scene:
     return Scene(ground, tuple(found), place)
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
+def caption(shown: Scene, rng: random.Random) -> str:
     """One of many ways to say a scene."""
-    ground = rng.choice(["on a {} background", "on {}", "in front of a {} background", "on a {} ground"]).format(scene.ground)
+    ground = rng.choice(["on a {} background", "on {}", "in front of a {} background", "on a {} ground"]).format(shown.ground)
     names = []
-    for thing in scene.things:
-        size = f"{scene.size} " if rng.random() < (0.9 if len(scene.things) == 1 else 0.3) else ""
+    for thing in shown.things:
+        size = f"{shown.size} " if rng.random() < (0.9 if len(shown.things) == 1 else 0.3) else ""
         names.append(f"a {size}{thing.colour} {thing.shape}")
-    if len(scene.things) == 1:
+    if len(shown.things) == 1:
         words = {"center": ["in the center", "in the middle"]}
         words |= {side: [f"on the {side}", f"at the {side}", f"near the {side} edge"] for side in ("left", "right")}
         words |= {side: [f"at the {side}", f"near the {side} edge"] for side in ("top", "bottom")}
-        place = rng.choice(words[scene.place])
+        place = rng.choice(words[shown.place])
         forms = ["{n} {g}, {p}", "{n} {p}, {g}", "{g}, {n} {p}", "{p}, {n} {g}"]
         return rng.choice(forms).format(n=names[0], g=ground, p=place)
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    first, second, relation = (*names, scene.place) if rng.random() < 0.5 else (*names[::-1], opposite[scene.place])
+    first, second, relation = (*names, shown.place) if rng.random() < 0.5 else (*names[::-1], opposite[shown.place])
     if relation.endswith("of"):
         relation = rng.choice([relation, f"to the {relation}"])
     forms = ["{a} {r} {b}, {g}", "{a} {g}, {r} {b}", "{g}, {a} {r} {b}"]
@@ -127,11 +127,20 @@ def task(rng: random.Random) -> Task:
     one, other = (second, first) if swapped else (first, second)
     if kind == "shape in color":
         prompt = rng.choice(["the shape of image {} in the color of image {}", "image {} in the color of image {}"])
-        result = recolour(one, other.things[0].colour)
     else:
         prompt = rng.choice(["the object of image {} on the background of image {}", "image {} on the background of image {}"])
-        result = on_ground(one, other.ground)
-    return Task(prompt.format(a, b), (first, second), result, kind, a)
+    return Task(prompt.format(a, b), (first, second), mixed(kind, one, other), kind, a)
+
+
+def mixed(kind: str, one: Scene, other: Scene) -> Scene:
+    """What a prompt of this kind asks for: the object of the one picture, the colour or the ground of the other."""
+    return recolour(one, other.things[0].colour) if kind == "shape in color" else on_ground(one, other.ground)
+
+
+def swapped(task: Task) -> Task:
+    """The same prompt with the two pictures in the other order, and what it then asks for."""
+    one, other = task.references if task.subject == 2 else task.references[::-1]
+    return replace(task, references=task.references[::-1], result=mixed(task.kind, one, other))
 
 
 def masked_task(rng: random.Random) -> Task:
