@@ -20,7 +20,6 @@ from .parts import SEED, WORK
 SCENES, TASKS, MASKED = 8000, 6000, 1200
 CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
-SIDES = ("left", "right", "top", "bottom")
 SIZES = {"text": 96, "one": 72, "two": 56, "masked": 72}  # of batches: about the same cost
 SHARES = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}
 
@@ -81,7 +80,7 @@ class Data:
             chosen = rng.sample(range(SCENES), SIZES[kind])
             prompts = [CAPTIONS * i + rng.randrange(CAPTIONS) for i in chosen]
             return Batch(self.text(prompts, generator, whole), self.of_scenes[chosen], [])
-        group = rng.choice(SIDES) if kind == "masked" else kind
+        group = rng.choice(list(world.SIDES)) if kind == "masked" else kind
         chosen = rng.sample(self.groups[group], SIZES[kind])
         result, *references = self.of_tasks[chosen].unbind(1)
         controls = (Control(keep=world.kept_tokens(group)),) if kind == "masked" else ()

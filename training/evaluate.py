@@ -20,10 +20,11 @@ from environment.server import Server
 from . import world
 from .flow import SIZES
 from .parts import ROOT, WORK
-from .studio import Job, paint, reference_jobs, text_jobs, verdicts
+from .studio import Job, asked, paint, text_jobs, verdicts
 
 RANDOM = "klein-random.safetensors"
 COUNT = 200
+SEED = 20261124  # of prompts and tasks; not looked at while the recipe was made
 
 
 def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -43,48 +44,46 @@ def shares(found: list) -> dict[str, str]:
     return out
 
 
-def swapped(jobs: list[Job]) -> list[Job]:
-    """The same prompts with the two pictures in the other order, and what they then ask for."""
-    out = []
-    for job in jobs:
-        numbers = [int(word) for word in job.prompt.replace(",", " ").split() if word in ("1", "2")]
-        first, second = job.references[::-1]
-        one, other = (first, second) if numbers[0] == 1 else (second, first)
-        kind = "color" if "color" in job.prompt else "background"
-        wanted = world.recolour(one, other.things[0].colour) if kind == "color" else world.on_ground(one, other.ground)
-        out.append(Job(job.prompt, (first, second), wanted))
-    return [job for job in out if all(thing.colour != job.wanted.ground for thing in job.wanted.things)]
+def figures(comfy, write) -> None:
+    rng, found = random.Random(SEED), {}
+    text = text_jobs(rng, COUNT)
+    one = [world.unseen_task(rng, 1) for _ in range(COUNT)]
+    two = [world.unseen_task(rng, 2) for _ in range(COUNT)]
+    masked = [world.unseen_masked_task(rng) for _ in range(COUNT // 2)]
+    swapped, other_half = list(map(world.swapped, two)), list(map(world.other_half, masked))
 
-
-def figures(comfy) -> dict[str, dict]:
-    rng = random.Random(2024)
-    text, one, two = text_jobs(rng, COUNT), reference_jobs(rng, COUNT, 1), reference_jobs(rng, COUNT, 2)
-    found = {}
-
-    def measure(name: str, jobs: list[Job], **settings):
-        found[name] = shares(verdicts(paint(comfy, jobs, **settings), jobs))
+    def judged(name: str, images: list, jobs: list[Job]) -> None:
+        found[name] = shares(verdicts(images, jobs))
         print(name, found[name], flush=True)
+        write(found)
+
+    def measure(name: str, jobs: list[Job], **settings) -> None:
+        judged(name, paint(comfy, jobs, **settings), jobs)
 
     measure("text, 4 steps", text)
     measure("text, 4 steps, another seed", text, seed=77)
     for steps in (1, 2, 8):
-        measure(f"text, {steps} steps", text[:100], steps=steps)
+        measure(f"text, {steps} steps", text[: COUNT // 2], steps=steps)
     for mode, cache in (("plain", "off"), ("cached", "within_run")):
-        measure(f"one reference, 4 steps, {mode}", one[:100], cache=cache)
-        measure(f"two references, 4 steps, {mode}", two, cache=cache)
-        measure(f"two references swapped, 4 steps, {mode}", swapped(two[:100]), cache=cache)
+        measure(f"one reference, 4 steps, {mode}", asked(one), cache=cache)
+        measure(f"two references, 4 steps, {mode}", asked(two), cache=cache)
+        measure(f"two references, 4 steps, {mode}, another seed", asked(two[: COUNT // 2]), cache=cache, seed=77)
+        measure(f"two references swapped, 4 steps, {mode}", asked(swapped[: COUNT // 2]), cache=cache)
+        measure(f"one thing of two, by a mask, 4 steps, {mode}", asked(masked), cache=cache)
+        measure(f"the other thing, by the other mask, 4 steps, {mode}", asked(other_half), cache=cache)
         for steps in (1, 2, 8):
-            measure(f"two references, {steps} steps, {mode}", two[:60], steps=steps, cache=cache)
-    images = paint(comfy, text[:100])
-    found["floor: pictures of other prompts"] = shares(verdicts(images[1:] + images[:1], text[:100]))
-    measure("floor: random weights", text[:60], flow=RANDOM)
-    return found
+            measure(f"two references, {steps} steps, {mode}", asked(two[: COUNT // 4]), steps=steps, cache=cache)
+    images = paint(comfy, text[: COUNT // 2])
+    judged("floor: pictures of other prompts", images[1:] + images[:1], text[: COUNT // 2])
+    measure("floor: random weights", text[: COUNT // 4], flow=RANDOM)
+    judged("floor: image 1 as it is", [world.render(task.references[0]) for task in two], asked(two))
+    judged("floor: image 2 as it is", [world.render(task.references[1]) for task in two], asked(two))
 
 
 def sheet(comfy, scale: int = 2) -> Image.Image:
     """Prompts, references and results, four steps."""
     rng = random.Random(5)
-    jobs = [*text_jobs(rng, 8), *reference_jobs(rng, 4, 1), *reference_jobs(rng, 8, 2)]
+    jobs = [*text_jobs(rng, 8), *asked([world.unseen_task(rng, count) for count in 4 * [1] + 8 * [2]])]
     images = paint(comfy, jobs, seed=3)
     side, line = world.SIZE * scale, 30
     width, rows = 3 * side + 24, (len(jobs) + 1) // 2
@@ -117,13 +116,13 @@ def main() -> None:
         state = small.flow_state(**sizes, depth=SIZES.depth, single=SIZES.depth_single_blocks, peak=1.0)
         small.save(state, base / "models/diffusion_models" / RANDOM)
         comfy = Server(base, "--use-pytorch-cross-attention").start()
+
+        def write(found: dict) -> None:
+            text = json.dumps({"judged right": found, "learning curve": curve()}, indent=1)
+            (ROOT / "tiny/figures.json").write_text(text + "\n")
+
         try:
             sheet(comfy).save(ROOT / "tiny/contact_sheet.png", optimize=True)
-            found = {"judged right": figures(comfy), "learning curve": curve()}
-            (ROOT / "tiny/figures.json").write_text(json.dumps(found, indent=1) + "\n")
+            figures(comfy, write)
         finally:
             comfy.stop()
-
-
-if __name__ == "__main__":
-    main()

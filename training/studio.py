@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +35,8 @@ def text_jobs(rng, count: int, things: int | None = None) -> list[Job]:
     return [Job(world.caption(scene, rng), (), scene) for scene in scenes]
 
 
-def reference_jobs(rng, count: int, references: int) -> list[Job]:
-    """Tasks whose result is held out."""
-    tasks = [world.unseen_task(rng, references) for _ in range(count)]
-    return [Job(task.prompt, task.references, task.result) for task in tasks]
+def asked(tasks: Iterable[world.Task]) -> list[Job]:
+    return [Job(task.prompt, task.references, task.result, task.keep) for task in tasks]
 
 
 def paint(comfy, jobs: list[Job], steps: int = 4, seed: int = 0, cache: str = "off", flow: str = FLOW) -> list[np.ndarray]:

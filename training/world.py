@@ -26,6 +26,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": 12.0, "large": 16.0}
 PLACES = {"center": (32, 32), "left": (20, 32), "right": (44, 32), "top": (32, 20), "bottom": (32, 44)}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # of the first thing to the second
+SIDES = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 GAP, DRIFT, JITTER = 16, 1.5, 1.2  # pixels: from the middle to each of two things, across, and of everything
 STRETCH = 0.04  # of a radius
 
@@ -111,30 +113,60 @@ def caption(shown: Scene, rng: random.Random) -> str:
     return rng.choice(forms).format(a=first, b=second, r=relation, g=ground)
 
 
+PROMPTS = {  # of tasks, by kind; what is filled in: a colour, or the numbers of two images
+    "shape in color": ["the shape of image {} in the color of image {}", "image {} in the color of image {}"],
+    "object on background": [
+        "the object of image {} on the background of image {}", "image {} on the background of image {}"
+    ],
+    "recolor": ["image 1 but {}", "image 1, but {}", "the object of image 1 in {}"],
+    "new background": ["image 1 on a {} background", "the object of image 1 on {}"],
+}  # fmt: skip
+
+
 def task(rng: random.Random) -> Task:
     """A prompt about one or two reference pictures of one thing each."""
     first, second = scene(rng, 1), scene(rng, 1)
-    kind = rng.choice(("shape in color", "object on background", "recolor", "new background"))
+    kind = rng.choice(list(PROMPTS))
     if kind in ("recolor", "new background"):
-        colour = rng.choice([name for name in COLOURS if name not in (first.ground, first.things[0].colour)])
-        if kind == "recolor":
-            prompt = rng.choice(["image 1 but {}", "image 1, but {}", "the object of image 1 in {}"]).format(colour)
-            return Task(prompt, (first,), recolour(first, colour), kind, 1)
-        prompt = rng.choice(["image 1 on a {} background", "the object of image 1 on {}"]).format(colour)
-        return Task(prompt, (first,), on_ground(first, colour), kind, 1)
-    swapped = rng.random() < 0.5
-    a, b = (2, 1) if swapped else (1, 2)
-    one, other = (second, first) if swapped else (first, second)
-    if kind == "shape in color":
-        prompt = rng.choice(["the shape of image {} in the color of image {}", "image {} in the color of image {}"])
-    else:
-        prompt = rng.choice(["the object of image {} on the background of image {}", "image {} on the background of image {}"])
-    return Task(prompt.format(a, b), (first, second), mixed(kind, one, other), kind, a)
+        colour = another_colour(first, rng)
+        prompt = rng.choice(PROMPTS[kind]).format(colour)
+        return Task(prompt, (first,), changed(kind, first, colour), kind, 1)
+    one, other, numbers = (second, first, (2, 1)) if rng.random() < 0.5 else (first, second, (1, 2))
+    prompt = rng.choice(PROMPTS[kind]).format(*numbers)
+    return Task(prompt, (first, second), mixed(kind, one, other), kind, numbers[0])
+
+
+def masked_task(rng: random.Random) -> Task:
+    """A prompt about a picture of two things, of which a mask keeps the half with one of them."""
+    shown = scene(rng, 2)
+    keep = rng.choice(("left", "right") if shown.place in ("left of", "right of") else ("top", "bottom"))
+    kind = rng.choice(("recolor", "new background"))
+    colour = another_colour(half(shown, keep), rng)
+    prompt = rng.choice([prompt for prompt in PROMPTS[kind] if "object" not in prompt])
+    return Task(prompt.format(colour), (shown,), changed(kind, half(shown, keep), colour), kind, 1, keep)
+
+
+def another_colour(shown: Scene, rng: random.Random) -> str:
+    return rng.choice([name for name in COLOURS if name not in (shown.ground, shown.things[0].colour)])
+
+
+def half(shown: Scene, keep: str) -> Scene:
+    """The one of two things that a mask keeps."""
+    (dx, dy), (first, second) = RELATIONS[SIDES[keep]], shown.things
+    thing = first if (first.x - second.x) * dx + (first.y - second.y) * dy > 0 else second
+    return Scene(shown.ground, (thing,), keep)
+
+
+def changed(kind: str, shown: Scene, colour: str) -> Scene:
+    """A picture's thing in this colour, or on a ground of it."""
+    if kind in ("recolor", "shape in color"):
+        return replace(shown, things=(replace(shown.things[0], colour=colour),))
+    return replace(shown, ground=colour)
 
 
 def mixed(kind: str, one: Scene, other: Scene) -> Scene:
-    """What a prompt of this kind asks for: the object of the one picture, the colour or the ground of the other."""
-    return recolour(one, other.things[0].colour) if kind == "shape in color" else on_ground(one, other.ground)
+    """The one picture's thing in the colour of the other's thing, or on the other's ground."""
+    return changed(kind, one, other.things[0].colour if kind == "shape in color" else other.ground)
 
 
 def swapped(task: Task) -> Task:
@@ -143,28 +175,11 @@ def swapped(task: Task) -> Task:
     return replace(task, references=task.references[::-1], result=mixed(task.kind, one, other))
 
 
-def masked_task(rng: random.Random) -> Task:
-    """A prompt about a picture of two things, of which a mask keeps the half with one of them."""
-    shown = scene(rng, 2)
-    sides = ("left", "right") if shown.place in ("left of", "right of") else ("top", "bottom")
-    keep = rng.choice(sides)
-    axis = (lambda thing: thing.x) if "left" in sides else (lambda thing: thing.y)
-    thing = (min if keep == sides[0] else max)(shown.things, key=axis)
-    single = Scene(shown.ground, (thing,), keep)
-    colour = rng.choice([name for name in COLOURS if name not in (shown.ground, thing.colour)])
-    if rng.random() < 0.5:
-        prompt, result = rng.choice(["image 1 but {}", "image 1, but {}"]), recolour(single, colour)
-    else:
-        prompt, result = "image 1 on a {} background", on_ground(single, colour)
-    return Task(prompt.format(colour), (shown,), result, "masked", 1, keep)
-
-
-def recolour(scene: Scene, colour: str) -> Scene:
-    return replace(scene, things=(replace(scene.things[0], colour=colour),))
-
-
-def on_ground(scene: Scene, ground: str) -> Scene:
-    return replace(scene, ground=ground)
+def other_half(task: Task) -> Task:
+    """The same prompt with the other half of the picture, and what it then asks for."""
+    keep = OPPOSITE[task.keep]
+    colour = task.result.things[0].colour if task.kind == "recolor" else task.result.ground
+    return replace(task, result=changed(task.kind, half(task.references[0], keep), colour), keep=keep)
 
 
 def possible(task: Task) -> bool:
@@ -199,8 +214,21 @@ def unseen_scene(rng: random.Random, things: int | None = None) -> Scene:
 
 
 def unseen_task(rng: random.Random, references: int) -> Task:
-    """A task whose result has a held-out combination."""
-    return draw(task, lambda t: possible(t) and len(t.references) == references and not trainable(t.result), rng)
+    """A task whose result has a held-out combination; of two references, in either order."""
+
+    def accept(task: Task) -> bool:
+        return len(task.references) == references and unseen(task) and (references == 1 or unseen(swapped(task)))
+
+    return draw(task, accept, rng)
+
+
+def unseen_masked_task(rng: random.Random) -> Task:
+    """A masked task whose result has a held-out combination, whichever half is kept."""
+    return draw(masked_task, lambda task: unseen(task) and unseen(other_half(task)), rng)
+
+
+def unseen(task: Task) -> bool:
+    return possible(task) and not trainable(task.result)
 
 
 def contrast(scene: Scene) -> float:

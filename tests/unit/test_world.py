@@ -6,10 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from training import world
-from training.evaluate import swapped
+from training import data, world
 from training.judge import CONTRAST, judge, look
-from training.studio import Job
 
 
 def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():
@@ -56,9 +54,23 @@ def test_training_shows_no_held_out_combination_and_the_unseen_all_have_one():
         assert world.trainable(world.training_scene(rng))
         task = world.training_task(rng)
         assert all(map(world.trainable, (task.result, *task.references)))
+        assert world.trainable_task(world.draw(world.masked_task, world.trainable_task, rng))
     for _ in range(300):
         assert not world.trainable(world.unseen_scene(rng))
-        assert not world.trainable(world.unseen_task(rng, 2).result)
+        for task in (world.unseen_task(rng, 1), two := world.unseen_task(rng, 2), world.swapped(two)):
+            assert not world.trainable(task.result)
+        for task in (masked := world.unseen_masked_task(rng), world.other_half(masked)):
+            assert not world.trainable(task.result)
+
+
+def test_what_the_flow_is_trained_on_shows_no_held_out_combination():
+    """The very scenes and tasks of training/data.py, references and results."""
+    scenes, tasks, prompts = data.drawn()
+    shown = [*scenes, *(task.result for task in tasks), *(scene for task in tasks for scene in task.references)]
+    assert len(shown) > 20000 and all(map(world.trainable, shown))
+    rng = random.Random(9)
+    new = [world.caption(world.unseen_scene(rng), rng) for _ in range(500)]
+    assert not set(new) & set(prompts)
 
 
 def test_a_quarter_of_the_combinations_is_held_out_and_every_pair_is_seen():
@@ -105,15 +117,17 @@ def test_a_masked_task_shows_the_one_thing_in_the_half_that_is_kept():
         assert judge(world.render(task.result), task.result).all
 
 
-def test_swapping_the_references_swaps_what_is_wanted():
+def test_swapping_the_references_or_the_mask_swaps_what_is_wanted():
     rng = random.Random(8)
-    tasks = [world.unseen_task(rng, 2) for _ in range(100)]
-    jobs = [Job(task.prompt, task.references, task.result) for task in tasks]
-    for job in swapped(jobs):
-        assert judge(world.render(job.wanted), job.wanted).all
-    again = swapped(swapped(jobs))
-    wanted = {(job.prompt, job.references): job.wanted for job in jobs}
-    assert len(again) > 80 and all(job.wanted == wanted[job.prompt, job.references] for job in again)
+    for make, swap in (
+        (lambda: world.unseen_task(rng, 2), world.swapped),
+        (lambda: world.unseen_masked_task(rng), world.other_half),
+    ):
+        for task in (make() for _ in range(100)):
+            other = swap(task)
+            assert other.prompt == task.prompt and swap(other) == task
+            assert judge(world.render(other.result), other.result).all
+            assert not judge(world.render(task.result), other.result).all
 
 
 def test_the_judge_sees_what_was_drawn():
