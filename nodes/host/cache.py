@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...model_loaders.errors import KleinError
 from ...model_loaders.flow.cache import ReferenceKV, ReferenceSet, Storage
-from .flow import REFERENCE_CACHE, KleinModel, reference_caches
+from .flow import REFERENCE_CACHE, KleinModel
 
 MODES = ("off", "within_run", "across_runs")
 DEVICES = ("gpu", "cpu")
@@ -35,7 +35,7 @@ def attach(patcher, mode: str, device: str, dtype: str):
         return patcher, "off: references are part of the sequence in every step"
     cache = ReferenceCache(mode == "across_runs", device, DTYPES[dtype])
     patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE, cache.prepare)
-    reference_caches.setdefault(model, weakref.WeakSet()).add(cache)
+    model.reference_caches.add(cache)
     size = bytes_per_token(model, DTYPES[dtype])
     lines = [
         f"{mode}, on the {device}: {size / 2**20:.3g} MB a token of the references, "
@@ -65,10 +65,12 @@ class ReferenceCache:
         self.across, self.device, self.dtype = across, device, dtype
         self.last: Run | None = None
 
-    def forget(self) -> None:
-        """The host takes the model from the GPU: so goes what is kept there."""
-        if self.device == "gpu":
-            self.last = None
+    def forget(self) -> int:
+        """The host wants the model's memory on the GPU: so goes what is kept there. Returns its bytes."""
+        if self.device != "gpu" or self.last is None:
+            return 0
+        last, self.last = self.last, None
+        return sum(kept.nbytes for kept in last.found.values())
 
     def prepare(self, executor, patcher, noise_shape, conds, *args, model_options=None, **kwargs):
         """Around the host's prepare_sampling: open a run, and count what its references will take among the memory that
@@ -83,15 +85,17 @@ class ReferenceCache:
             logging.warning(f"Klein reference cache: kept within this run only, as the model has {foreign}.")
         if self.last and not foreign:
             run.take_over(self.last, {each.key for each in wanted})
-        self.last = run if self.across and not foreign else None
+        self.last = None  # until all is loaded, nothing that this run needs is given back
         known = {key[2] for key in run.found}
         tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
         model.klein_kept_bytes = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
         options[REFERENCE_CACHE] = run
         try:
-            return executor(patcher, noise_shape, conds, *args, model_options=model_options, **kwargs)
+            prepared = executor(patcher, noise_shape, conds, *args, model_options=model_options, **kwargs)
         finally:
             model.klein_kept_bytes = 0
+        self.last = run if self.across and not foreign else None
+        return prepared
 
 
 class Run:

@@ -26,7 +26,6 @@ from .operations import flow_operations, native_tensors
 from .versions import new_patcher
 
 REFERENCE_CACHE = "klein_reference_cache"  # the run of nodes/host/cache.py among the transformer's options
-reference_caches: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # KleinModel -> WeakSet of its caches
 VARIANTS = ("auto", "distilled", "base", "kv")
 WEIGHT_DTYPES = {
     "default": None,
@@ -51,17 +50,16 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
     if model.device.type != "cpu":
         model.to(model.device)
-    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, forget_references)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, detached)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, variant))
     logging.info(f"Klein flow model {file.name}: hidden {file.sizes.hidden_size}, variant {model.klein_variant}")
     return patcher
 
 
-def forget_references(patcher, unpatch_all: bool) -> None:
+def detached(patcher, unpatch_all: bool) -> None:
     """The host takes a model from the GPU."""
     if unpatch_all:
-        for cache in reference_caches.get(patcher.model, ()):
-            cache.forget()
+        patcher.model.give_back()
 
 
 def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, dict]]:
@@ -161,6 +159,7 @@ class KleinModel(comfy.model_base.Flux2):
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
+        self.reference_caches = weakref.WeakSet()
         # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
         self.memory_usage_factor = (
             comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604
@@ -182,6 +181,10 @@ class KleinModel(comfy.model_base.Flux2):
 
     def memory_required(self, *args, **kwargs):
         return super().memory_required(*args, **kwargs) + self.klein_kept_bytes
+
+    def give_back(self) -> int:
+        """Let go of what reference caches keep on the GPU; returns its bytes."""
+        return sum(cache.forget() for cache in self.reference_caches)
 
 
 def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:

@@ -307,7 +307,7 @@ def test_the_memory_it_will_take_is_asked_of_the_host(run, across):
 
 
 def test_it_goes_when_the_host_unloads_the_model_or_the_node_goes(run, parts):
-    """Unloading reaches it though another MODEL, without the cache, was sampled last."""
+    """Unloading, whole or in part, reaches it though another MODEL, without the cache, was sampled last."""
     import gc
     import weakref
 
@@ -325,6 +325,12 @@ def test_it_goes_when_the_host_unloads_the_model_or_the_node_goes(run, parts):
     comfy.model_management.unload_all_models()
     gc.collect()
     assert kept() is None
+    kept = kept_of(attached)
+    size = kept().nbytes
+    assert attached.clone().partially_unload(attached.offload_device, 1) == size  # of a MODEL that shares the weights
+    gc.collect()
+    assert kept() is None
+    assert attached.partially_unload(attached.offload_device, 1) != size  # now weights have to go
     kept = kept_of(attached)
     comfy.model_management.unload_all_models()
     del attached
