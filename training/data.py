@@ -15,7 +15,7 @@ from model_loaders.flow.references import Control
 from model_loaders.qwen3.prompt import LENGTH, PAD, tokenize
 
 from . import text, vae, world
-from .parts import SEED, WORK
+from .parts import SEED, WORK, made_from
 
 SCENES, TASKS, MASKED = 8000, 6000, 1200
 CAPTIONS = 2  # of each scene
@@ -60,7 +60,10 @@ class Data:
 
     def __init__(self):
         scenes, tasks, prompts = drawn()
-        path, made_by = WORK / "data.safetensors", _digest()
+        path, made_by = (
+            WORK / "data.safetensors",
+            {"models": made_from("encoder", "vae"), "drawn": _digest(scenes, tasks, prompts)},
+        )
         if not path.exists() or safe_open(path, "pt").metadata() != made_by:
             pictures = [*scenes, *(s for task in tasks for s in (task.result, task.references[0], task.references[-1]))]
             save_file({"latents": _latents(pictures), **_features(prompts)}, path, made_by)
@@ -119,9 +122,8 @@ def prepare(minutes: float) -> bool:
     return True
 
 
-def _digest() -> dict[str, str]:
-    """Of the models that the latents and features come from."""
-    return {name: hashlib.sha256((WORK / f"{name}.pt").read_bytes()).hexdigest() for name in ("encoder", "vae")}
+def _digest(*drawn: list) -> str:
+    return hashlib.sha256(repr(drawn).encode()).hexdigest()
 
 
 def _latents(pictures: list[world.Scene]) -> Tensor:

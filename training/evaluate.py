@@ -9,6 +9,7 @@ import json
 import math
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from environment import small
 from environment.server import Server
 
 from . import world
+from .export import TINY
 from .flow import SIZES
-from .parts import ROOT, WORK
+from .parts import WORK
 from .studio import Job, asked, paint, text_jobs, verdicts
 
 RANDOM = "klein-random.safetensors"
@@ -34,9 +36,9 @@ def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + square / count), (middle + half) / (1 + square / count)
 
 
-def shares(found: list) -> dict[str, str]:
-    """What is right, of how many, with its interval."""
-    out = {}
+def shares(found: list) -> dict[str, str | int]:
+    """Of how many pictures; the percent in which each is right, with its interval."""
+    out = {"pictures": len(found)}
     for name in ("shape", "colour", "place", "all"):
         right = sum(getattr(verdict, name) for verdict in found)
         low, high = interval(right, len(found))
@@ -44,40 +46,47 @@ def shares(found: list) -> dict[str, str]:
     return out
 
 
-def figures(comfy, write) -> None:
+def figures(comfy) -> dict:
     rng, found = random.Random(SEED), {}
     text = text_jobs(rng, COUNT)
     one = [world.unseen_task(rng, 1) for _ in range(COUNT)]
     two = [world.unseen_task(rng, 2) for _ in range(COUNT)]
     masked = [world.unseen_masked_task(rng) for _ in range(COUNT // 2)]
-    swapped, other_half = list(map(world.swapped, two)), list(map(world.other_half, masked))
+    swapped, other_half = list(map(world.swapped, two[: COUNT // 2])), list(map(world.other_half, masked))
 
     def judged(name: str, images: list, jobs: list[Job]) -> None:
         found[name] = shares(verdicts(images, jobs))
         print(name, found[name], flush=True)
-        write(found)
 
-    def measure(name: str, jobs: list[Job], **settings) -> None:
-        judged(name, paint(comfy, jobs, **settings), jobs)
+    def measure(name: str, jobs: list[Job], **settings) -> list:
+        images = paint(comfy, jobs, **settings)
+        judged(name, images, jobs)
+        return images
 
-    measure("text, 4 steps", text)
+    images = measure("text, 4 steps", text)
+    judged("floor: text, each picture of the prompt before", images[-1:] + images[:-1], text)
     measure("text, 4 steps, another seed", text, seed=77)
     for steps in (1, 2, 8):
         measure(f"text, {steps} steps", text[: COUNT // 2], steps=steps)
     for mode, cache in (("plain", "off"), ("cached", "within_run")):
-        measure(f"one reference, 4 steps, {mode}", asked(one), cache=cache)
-        measure(f"two references, 4 steps, {mode}", asked(two), cache=cache)
-        measure(f"two references, 4 steps, {mode}, another seed", asked(two[: COUNT // 2]), cache=cache, seed=77)
-        measure(f"two references swapped, 4 steps, {mode}", asked(swapped[: COUNT // 2]), cache=cache)
+        images = measure(f"one reference, 4 steps, {mode}", asked(one), cache=cache)
+        judged(f"floor: one reference, each picture of the task before, {mode}", images[-1:] + images[:-1], asked(one))
+        images = measure(f"two references, 4 steps, {mode}", asked(two), cache=cache)
+        judged(f"floor: two references, each picture of the task before, {mode}", images[-1:] + images[:-1], asked(two))
+        measure(f"two references, 4 steps, {mode}, another seed", asked(two), cache=cache, seed=77)
+        images = measure(f"two references swapped, 4 steps, {mode}", asked(swapped), cache=cache)
+        judged(f"floor: two references swapped, judged as if they were not, {mode}", images, asked(two[: COUNT // 2]))
         measure(f"one thing of two, by a mask, 4 steps, {mode}", asked(masked), cache=cache)
         measure(f"the other thing, by the other mask, 4 steps, {mode}", asked(other_half), cache=cache)
         for steps in (1, 2, 8):
             measure(f"two references, {steps} steps, {mode}", asked(two[: COUNT // 4]), steps=steps, cache=cache)
-    images = paint(comfy, text[: COUNT // 2])
-    judged("floor: pictures of other prompts", images[1:] + images[:1], text[: COUNT // 2])
-    measure("floor: random weights", text[: COUNT // 4], flow=RANDOM)
+    measure("floor: text, random flow", text[: COUNT // 4], flow=RANDOM)
+    measure("floor: two references, random flow", asked(two[: COUNT // 4]), flow=RANDOM)
+    ignored = [replace(job, strengths=(0.0, 0.0)) for job in asked(two[: COUNT // 2])]
+    measure("floor: two references of strength 0", ignored)
     judged("floor: image 1 as it is", [world.render(task.references[0]) for task in two], asked(two))
     judged("floor: image 2 as it is", [world.render(task.references[1]) for task in two], asked(two))
+    return found
 
 
 def sheet(comfy, scale: int = 2) -> Image.Image:
@@ -99,7 +108,10 @@ def sheet(comfy, scale: int = 2) -> Image.Image:
 
 
 def curve() -> dict[str, dict[str, float]]:
-    """Of held-out scenes and tasks, the percent judged right while the flow was trained, by step."""
+    """Of held-out scenes and tasks, the percent judged right while the flow was trained, by step; as it is known, where
+    the training was not done here."""
+    if not (WORK / "flow.jsonl").exists():
+        return json.loads((TINY / "figures.json").read_text())["learning curve"]
     lines = [json.loads(line) for line in (WORK / "flow.jsonl").read_text().splitlines()]
     return {
         f"step {line['step']}, {line['seconds'] / 60:.0f} min": {
@@ -116,13 +128,10 @@ def main() -> None:
         state = small.flow_state(**sizes, depth=SIZES.depth, single=SIZES.depth_single_blocks, peak=1.0)
         small.save(state, base / "models/diffusion_models" / RANDOM)
         comfy = Server(base, "--use-pytorch-cross-attention").start()
-
-        def write(found: dict) -> None:
-            text = json.dumps({"judged right": found, "learning curve": curve()}, indent=1)
-            (ROOT / "tiny/figures.json").write_text(text + "\n")
-
         try:
-            sheet(comfy).save(ROOT / "tiny/contact_sheet.png", optimize=True)
-            figures(comfy, write)
+            page, found = sheet(comfy), figures(comfy)
         finally:
             comfy.stop()
+    page.save(TINY / "contact_sheet.png", optimize=True)
+    text = json.dumps({"judged right": found, "learning curve": curve()}, indent=1)
+    (TINY / "figures.json").write_text(text + "\n")

@@ -17,9 +17,10 @@ DTYPE = torch.bfloat16  # as the released files
 
 
 def main() -> None:
-    transformer = trained("flow", flow.STEPS, flow.build()).state_dict()
+    transformer = trained("flow", flow.STEPS, flow.build(), flow.INPUTS).state_dict()
     names = {name: name.replace("_norm.weight", "_norm.scale") if ".norm." in name else name for name in transformer}
-    write({names[name]: weight for name, weight in transformer.items()}, "diffusion_models/klein-tiny.safetensors")
+    transformer = {names[name]: weight for name, weight in transformer.items()}
+    write(transformer, "diffusion_models/klein-tiny.safetensors", klein_variant="kv")
     write(vae_state(vae.finish()), "vae/klein-tiny-vae.safetensors")
     tokenizer, encoder = text.finish()
     folder = "text_encoders/klein-tiny"
@@ -29,9 +30,9 @@ def main() -> None:
     (TINY / folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def write(state: dict[str, torch.Tensor], name: str) -> None:
+def write(state: dict[str, torch.Tensor], name: str, **metadata: str) -> None:
     (TINY / name).parent.mkdir(parents=True, exist_ok=True)
     state = {key: weight.to(DTYPE).contiguous() if weight.is_floating_point() else weight for key, weight in state.items()}
-    save_file(state, TINY / name, {"format": "pt"})
+    save_file(state, TINY / name, {"format": "pt", **metadata})
     (TINY / name).chmod(0o644)
     print(f"{name}: {(TINY / name).stat().st_size / 1e6:.1f} MB")

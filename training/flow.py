@@ -26,6 +26,7 @@ from .parts import SEED, Average, Run, descend, optimisers
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
+INPUTS = ("encoder", "vae")
 STEPS, RATE, OUTSIDE_RATE = 3000, 3e-3, 1e-3
 WHOLE = 0.15  # of the steps, the last, read all tokens of each prompt
 TOKENS = (world.SIZE // 16) ** 2
@@ -87,7 +88,7 @@ def train(minutes: float) -> bool:
     read, autoencoder = Reader(), vae.finish()
     steps = optimisers(flow, RATE, OUTSIDE_RATE)
     average = Average(flow, 0.998)
-    run = Run("flow", STEPS, {"flow": flow, "average": average}, steps)
+    run = Run("flow", STEPS, {"flow": flow, "average": average}, steps, INPUTS)
 
     def step(rng, generator) -> dict:
         found, target, references, controls = data.batch(rng, generator, whole=run.step >= (1 - WHOLE) * STEPS)

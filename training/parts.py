@@ -4,6 +4,7 @@ and go on in a later run to the same weights."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import random
@@ -18,17 +19,29 @@ WORK = ROOT / "out/training"
 SEED = 0
 
 
-class Run:
-    """One model's training: `modules` and `optimisers` by name, saved to out/training/<name>.pt."""
+def made_from(*names: str) -> str:
+    """A digest of the seed and of trained models."""
+    digest = hashlib.sha256(str(SEED).encode())
+    for name in names:
+        digest.update((WORK / f"{name}.pt").read_bytes())
+    return digest.hexdigest()
 
-    def __init__(self, name: str, steps: int, modules: dict, optimisers: dict):
+
+class Run:
+    """One model's training: `modules` and `optimisers` by name, saved to out/training/<name>.pt. inputs: the names of the
+    trained models that it stands on; what was begun on others, or from another seed, does not go on."""
+
+    def __init__(self, name: str, steps: int, modules: dict, optimisers: dict, inputs: tuple[str, ...] = ()):
         self.path, self.curve = WORK / f"{name}.pt", WORK / f"{name}.jsonl"
+        self.made_from = made_from(*inputs)
         self.name, self.steps, self.step, self.seconds = name, steps, 0, 0.0
         self.parts = {**modules, **optimisers}
         self.rates = {name: [group["lr"] for group in optimiser.param_groups] for name, optimiser in optimisers.items()}
         self.optimisers = optimisers
         if self.path.exists():
             saved = torch.load(self.path, weights_only=True)
+            if saved["made_from"] != self.made_from:
+                raise RuntimeError(f"{self.path} was begun from another seed or other models: delete it to begin again")
             self.step, self.seconds = saved["step"], saved["seconds"]
             for part, module in self.parts.items():
                 module.load_state_dict(saved[part])
@@ -58,7 +71,7 @@ class Run:
     def _save(self, seconds: float) -> None:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         fresh = self.path.with_suffix(".new")  # a run that is cut off leaves the last save whole
-        torch.save({"step": self.step, "seconds": seconds, **parts}, fresh)
+        torch.save({"step": self.step, "seconds": seconds, "made_from": self.made_from, **parts}, fresh)
         fresh.replace(self.path)
 
     def _set_rates(self) -> None:
@@ -157,9 +170,9 @@ def descend(loss: torch.Tensor, module: torch.nn.Module, optimisers: dict, avera
     average.update()
 
 
-def trained(name: str, steps: int, module: torch.nn.Module) -> torch.nn.Module:
+def trained(name: str, steps: int, module: torch.nn.Module, inputs: tuple[str, ...] = ()) -> torch.nn.Module:
     """The module with the averaged weights of its training, which must be over."""
-    run = Run(name, steps, {"average": (average := Average(module, 0.0))}, {})
+    run = Run(name, steps, {"average": (average := Average(module, 0.0))}, {}, inputs)
     if run.step < steps:
         raise RuntimeError(f"{name} is trained to step {run.step} of {steps}; go on with: python3 dev.py train {name}")
     module.load_state_dict({**module.state_dict(), **average.values})

@@ -58,7 +58,7 @@ def verdicts(images: list[np.ndarray], jobs: list[Job]) -> list[Verdict]:
 
 def _graph(comfy, jobs: list[Job], steps: int, seed: int, cache: str, flow: str) -> tuple[dict, list[str]]:
     graph = {
-        "flow": node("KleinFlowLoader", flow_name=flow, weight_dtype="fp32", variant="kv"),
+        "flow": node("KleinFlowLoader", flow_name=flow, weight_dtype="default", variant="auto"),
         "cached": node("KleinReferenceCache", model=["flow", 0], mode=cache, device="gpu", dtype="model"),
         "clip": node("KleinQwen3EncoderLoader", encoder_name=ENCODER, device="default"),
         "vae": node("KleinVAELoader", vae_name=VAE),
@@ -69,29 +69,18 @@ def _graph(comfy, jobs: list[Job], steps: int, seed: int, cache: str, flow: str)
         graph[f"prompt{i}"] = node("KleinPrompt", clip=["clip", 0], text=job.prompt)
         positive, latent = [f"prompt{i}", 0], ["empty", 0]
         if job.references:
-            given = {}
-            for k, scene in enumerate(job.references, start=1):
-                name = f"image{i}_{k}"
-                graph[name] = node("LoadImage", image=upload(comfy, scene, job.keep))
-                if job.keep or job.strengths:
-                    more = {"mask": [name, 1]} if job.keep else {}
-                    strength = job.strengths[k - 1] if job.strengths else 1.0
-                    link = node(
-                        "KleinReference",
-                        image=[name, 0],
-                        strength=strength,
-                        start_percent=0.0,
-                        end_percent=1.0,
-                        **more,
-                        **given,
-                    )
-                    graph[f"{name}_reference"] = link
-                    given = {"references": [f"{name}_reference", 0]}
-                else:
-                    given[f"image_{k}"] = [name, 0]
+            strengths, chain = job.strengths or (1.0,) * len(job.references), {}
+            for k, (scene, strength) in enumerate(zip(job.references, strengths)):
+                graph[f"image{i}_{k}"] = node("LoadImage", image=upload(comfy, scene, job.keep))
+                mask = {"mask": [f"image{i}_{k}", 1]} if job.keep else {}
+                graph[f"reference{i}_{k}"] = node(
+                    "KleinReference", image=[f"image{i}_{k}", 0], strength=strength, start_percent=0.0, end_percent=1.0,
+                    **mask, **chain,
+                )  # fmt: skip
+                chain = {"references": [f"reference{i}_{k}", 0]}
             graph[f"references{i}"] = node(
                 "KleinMultiReference", positive=positive, vae=["vae", 0], sizing="exact", max_megapixels=1.0,
-                width=world.SIZE, height=world.SIZE, batch_size=1, **given,
+                width=world.SIZE, height=world.SIZE, batch_size=1, **chain,
             )  # fmt: skip
             positive, latent = [f"references{i}", 0], [f"references{i}", 2]
         graph[f"sampler{i}"] = node(

@@ -41,14 +41,18 @@ def train_tokenizer() -> Tokenizer:
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    rng = random.Random(0)
-    prompts = [prompt for _ in range(4000) for prompt in (a_prompt(rng)[0], world.training_task(rng).prompt)]
     trainer = trainers.BpeTrainer(
         vocab_size=SIZES.vocabulary, special_tokens=list(SPECIAL), show_progress=False, min_frequency=20,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
-    tokenizer.train_from_iterator([prompt.join(TEMPLATE) for prompt in prompts], trainer)
+    tokenizer.train_from_iterator([prompt.join(TEMPLATE) for prompt in corpus()], trainer)
     return tokenizer
+
+
+def corpus() -> list[str]:
+    """The prompts that the tokenizer is made from."""
+    rng = random.Random(0)
+    return [prompt for _ in range(4000) for prompt in (a_prompt(rng)[0], world.training_task(rng).prompt)]
 
 
 def a_prompt(rng: random.Random) -> tuple[str, dict[str, int]]:

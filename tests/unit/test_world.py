@@ -2,11 +2,12 @@
 
 import itertools
 import random
+import re
 
 import numpy as np
 import pytest
 
-from training import data, world
+from training import data, text, world
 from training.judge import CONTRAST, judge, look
 
 
@@ -71,6 +72,25 @@ def test_what_the_flow_is_trained_on_shows_no_held_out_combination():
     rng = random.Random(9)
     new = [world.caption(world.unseen_scene(rng), rng) for _ in range(500)]
     assert not set(new) & set(prompts)
+
+
+def combinations(prompt: str) -> list[tuple[str, str, str]]:
+    """(shape, colour, ground) of the things that a caption's words name."""
+    words = [*re.findall("[a-z]+", prompt), ""]
+    pairs = [(one, following) for one, following in zip(words, words[1:]) if one in world.COLOURS]
+    grounds = [colour for colour, following in pairs if following not in world.SHAPES]
+    return [(shape, colour, ground) for colour, shape in pairs if shape in world.SHAPES for ground in grounds]
+
+
+def test_no_prompt_that_anything_is_trained_on_says_a_held_out_combination():
+    """Of the flow, the encoder and the tokenizer, read back from the words."""
+    rng = random.Random(10)
+    prompts = [*data.drawn()[2], *text.corpus(), *(text.a_prompt(rng)[0] for _ in range(3000))]
+    named = [names for prompt in prompts for names in combinations(prompt)]
+    assert len(named) > 25000 and not any(world.held_out(*names) for names in named)
+    for _ in range(300):
+        new = world.caption(world.unseen_scene(rng), rng)
+        assert any(world.held_out(*names) for names in combinations(new)), new
 
 
 def test_a_quarter_of_the_combinations_is_held_out_and_every_pair_is_seen():
