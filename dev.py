@@ -1,4 +1,4 @@
-"""python3 dev.py demo | test | bench | train : sets up what is needed (once), then runs it in a real ComfyUI."""
+"""python3 dev.py demo | test | bench | train | thumbnails : sets up what is needed (once), then runs it in a real ComfyUI."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ COMMANDS = {
     "test": ["-m", "pytest"],
     "bench": ["benchmarks/run.py"],
     "train": ["-m", "training.run"],
+    "thumbnails": ["-m", "environment.thumbnails"],
 }
 
 

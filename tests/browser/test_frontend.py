@@ -7,13 +7,9 @@ import pytest
 from PIL import Image
 
 from environment import provision, small
+from environment.browser import load, opened, queue
 from environment.server import Server
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-READY = "window.app && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.host,
@@ -33,24 +29,8 @@ def comfy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(comfy):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=provision.chromium(), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1800, "height": 1000})
-        page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
-        page.goto(comfy.url)
-        page.wait_for_function(READY, timeout=60000)
-        page.wait_for_timeout(1500)
+    with opened(comfy) as page:
         yield page
-        browser.close()
-
-
-def load(page, name):
-    graph = json.loads((provision.ROOT / "workflows" / name).read_text())
-    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
-    page.wait_for_timeout(1000)
-    return graph
 
 
 NAMES = sorted(path.stem for path in (provision.ROOT / "workflows").glob("*.json"))
@@ -63,7 +43,7 @@ def test_the_templates_are_listed_by_the_server_each_with_its_picture(comfy):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_in_the_frontend_is_the_same_graph_as_its_api_file(page, name):
-    load(page, f"{name}.json")
+    load(page, name)
     exported = page.evaluate("app.graphToPrompt()")["output"]
     want = json.loads((provision.ROOT / f"workflows/api/{name}.json").read_text())
     assert {number: {k: node[k] for k in ("class_type", "inputs")} for number, node in exported.items()} == want
@@ -73,23 +53,8 @@ def test_an_example_in_the_frontend_is_the_same_graph_as_its_api_file(page, name
     assert missing == []
 
 
-def queue(page, change: str = "") -> None:
-    """Queue the graph on the canvas, changed by a script, and wait until it has run."""
-    page.evaluate(f"""() => {{
-        {change}
-        window.result = new Promise(done => {{
-            app.api.addEventListener('execution_success', () => done('success'));
-            app.api.addEventListener('execution_error', event => done(JSON.stringify(event.detail)));
-        }});
-    }}""")
-    page.evaluate("app.queuePrompt(0)")
-    assert page.evaluate("window.result") == "success"
-    page.wait_for_timeout(2500)
-    assert not page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length")
-
-
 def test_the_example_queued_in_the_frontend_leaves_its_image_on_the_canvas(page, comfy):
-    load(page, "klein_9b_text_to_image.json")
+    load(page, "klein_9b_text_to_image")
     queue(
         page,
         """for (const node of app.graph.nodes) if (node.type === 'EmptyFlux2LatentImage') {
@@ -108,7 +73,7 @@ def test_the_example_queued_in_the_frontend_leaves_its_image_on_the_canvas(page,
 
 def test_reports_stand_on_their_nodes(page, comfy):
     """Shown with ComfyUI's own text preview, and in the history for those who queue over the API."""
-    load(page, "klein_9b_kv_two_references.json")
+    load(page, "klein_9b_kv_two_references")
     queue(page)
     texts = page.evaluate("""Object.fromEntries(app.graph.nodes
         .map(node => [node.type, node.widgets?.find(widget => widget.name === '$$node-text-preview')?.value])

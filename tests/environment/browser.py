@@ -1,0 +1,52 @@
+"""The real frontend in Chromium, and a graph on its canvas."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+from . import provision
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+READY = "window.app && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
+
+
+@contextlib.contextmanager
+def opened(comfy, width: int = 1800, height: int = 1000):
+    """A page with the frontend of a running server."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=provision.chromium(), args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
+        page.goto(comfy.url)
+        page.wait_for_function(READY, timeout=60000)
+        page.wait_for_timeout(1500)
+        yield page
+        browser.close()
+
+
+def load(page, name: str) -> None:
+    """An example graph onto the canvas."""
+    graph = json.loads((provision.ROOT / f"workflows/{name}.json").read_text())
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
+    page.wait_for_timeout(1000)
+
+
+def queue(page, change: str = "") -> None:
+    """Queue the graph on the canvas, changed by a script, and wait until it has run."""
+    page.evaluate(f"""() => {{
+        {change}
+        window.result = new Promise(done => {{
+            app.api.addEventListener('execution_success', () => done('success'));
+            app.api.addEventListener('execution_error', event => done(JSON.stringify(event.detail)));
+        }});
+    }}""")
+    page.evaluate("app.queuePrompt(0)")
+    assert page.evaluate("window.result") == "success"
+    page.wait_for_timeout(2500)
+    assert not page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length")
