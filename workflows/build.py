@@ -43,6 +43,10 @@ KINDS = {
     "KleinPrompt": Kind([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, 1, (400, 240)),
     "EmptyFlux2LatentImage": Kind([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, 1, (400, 130)),
     "LoadImage": Kind([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, 4, (280, 310)),
+    "SolidMask": Kind([], [("MASK", "MASK")], {"value": 0.0, "width": 64, "height": 64}, 4, (280, 130)),
+    "MaskComposite": Kind(
+        [("destination", "MASK"), ("source", "MASK")], [("MASK", "MASK")], {"x": 0, "y": 0, "operation": "add"}, 4, (280, 150)
+    ),
     "KleinReference": Kind(
         [("image", "IMAGE"), ("references?", "KLEIN_REFERENCES"), ("mask?", "MASK")], [("references", "KLEIN_REFERENCES")],
         {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, 1, (400, 170),
@@ -57,6 +61,8 @@ KINDS = {
         [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 2, (320, 300),
     ),
     "VAEDecode": Kind([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
+    "ImageScaleBy": Kind([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 2, (320, 90)),
+    "PreviewImage": Kind([("images", "IMAGE")], [], {}, 3, (420, 300)),
     "SaveImage": Kind([("images", "IMAGE")], [], {"filename_prefix": "klein"}, 3, (420, 460)),
 }  # fmt: skip
 COLUMNS = (40, 480, 920, 1280, -280)  # left edges
@@ -72,6 +78,7 @@ class Graph:
     note: str = ""
     nodes: list = field(default_factory=list)
     links: list = field(default_factory=list)
+    fixed: list = field(default_factory=list)  # samplers that keep their seed from run to run
 
     def add(self, kind: str, **inputs) -> str:
         """A node; inputs are values of widgets, or outputs of other nodes as `out` gives them. Returns its number."""
@@ -131,7 +138,8 @@ class Graph:
         first = next(iter(values.values()), None)
         if look.folder and first in URLS:
             properties["models"] = [{"name": first, "url": URLS[first], "directory": look.folder}]
-        widgets = [part for name, value in values.items() for part in (value, *BESIDE.get(name, ()))]
+        beside = BESIDE | ({"seed": ["fixed"]} if number in self.fixed else {})
+        widgets = [part for name, value in values.items() for part in (value, *beside.get(name, ()))]
         return {
             "id": number, "type": kind, "pos": place, "size": list(look.size), "flags": {}, "order": number - 1, "mode": 0,
             "inputs": inputs, "outputs": outputs, "properties": properties, "widgets_values": widgets,
@@ -205,8 +213,59 @@ def references(name: str, title: str, text: str, count: int, flow: str = FLOW, s
     return graph
 
 
+def tiny(name: str, title: str, text: str, *pictures: str, cached: bool = False, masked: bool = False) -> Graph:
+    """The pack's own small model; it paints the reference pictures too, each of its prompt, the same at each run. masked:
+    the left half of the first is kept."""
+    graph = Graph(f"klein_tiny_{name}", title, TINY_NOTE)
+    model = graph.add("KleinFlowLoader", flow_name="klein-tiny.safetensors")
+    clip = graph.add("KleinQwen3EncoderLoader", encoder_name="klein-tiny")
+    vae = graph.add("KleinVAELoader", vae_name="klein-tiny-vae.safetensors")
+    empty = graph.add("EmptyFlux2LatentImage", width=64, height=64)
+
+    def paint(text: str, given: dict, model: Link) -> tuple[int, Link]:
+        positive, latent = out(graph, graph.add("KleinPrompt", clip=out(graph, clip), text=text)), out(graph, empty)
+        if given:
+            both = graph.add("KleinMultiReference", positive=positive, vae=out(graph, vae), **given)
+            positive, latent = out(graph, both), out(graph, both, 2)
+        sampler = graph.add("KleinDistilledSampler", model=model, positive=positive, latent_image=latent)
+        return sampler, out(graph, graph.add("VAEDecode", samples=out(graph, sampler), vae=out(graph, vae)))
+
+    painted = [paint(each, {}, out(graph, model)) for each in pictures]
+    graph.fixed = [sampler for sampler, _ in painted]
+    given = {f"image_{i}": image for i, (_, image) in enumerate(painted, start=1)}
+    for image in given.values():
+        graph.add("PreviewImage", images=image)
+    if masked:
+        nothing, left = graph.add("SolidMask"), graph.add("SolidMask", value=1.0, width=32)
+        mask = graph.add("MaskComposite", destination=out(graph, nothing), source=out(graph, left))
+        chain = graph.add("KleinReference", image=given["image_1"], mask=out(graph, mask))
+        given = {"references": out(graph, chain)}
+    if cached:
+        model = graph.add("KleinReferenceCache", model=out(graph, model))
+    _, image = paint(text, given, out(graph, model))
+    larger = graph.add("ImageScaleBy", image=image)
+    graph.add("SaveImage", images=out(graph, larger), filename_prefix="klein_tiny")
+    return graph
+
+
+TINY_NOTE = """# klein-tiny: a small model that comes with the pack
+
+It runs at once, on a CPU too, and shows what the nodes do: it has klein's structure and file formats, and paints one or two plain shapes at 64x64. It knows eight colours (red, green, blue, yellow, purple, cyan, white, black), circles, squares, triangles and crosses, small and large, five places, and *left of*, *right of*, *above*, *below*; of references: *the shape of image 1 in the color of image 2*, *the object of image 1 on the background of image 2*, *image 1 but green*, *image 1 on a red background*.
+
+There is nothing to download, and its licence is the pack's, Apache 2.0. It is not FLUX.2 [klein]: for that open the graphs named klein_9b."""
+
+
+PAIR = "a blue circle left of a red square, on a white background"
+
+
 def graphs() -> list[Graph]:
+    red, blue = "a large red circle on a white background, in the center", "a small blue cross on yellow, at the left"
     return [
+        tiny("text_to_image", "tiny: text to image", red),
+        tiny("one_reference", "tiny: one reference", "image 1 but green", red),
+        tiny("two_references", "tiny: two references", "the object of image 1 on the background of image 2", red, blue),
+        tiny("kv_two_references", "tiny: references kept", "the shape of image 2 in the color of image 1", red, blue, cached=True),
+        tiny("masked_reference", "tiny: a masked reference", "image 1 but yellow", PAIR, masked=True),
         text_to_image(),
         references("klein_9b_one_reference", "one reference", "Turn this into a watercolour painting.", 1),
         references(

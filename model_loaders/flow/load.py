@@ -18,11 +18,13 @@ from .sizes import FlowSizes, flow_sizes
 
 @dataclass(frozen=True)
 class FlowFile:
-    """A flow model's file after its header has been read and found whole."""
+    """A flow model's file after its header has been read and found whole. variant: what the header says it was trained
+    for, as klein-tiny's does; None in the released files."""
 
     plan: Plan
     sizes: FlowSizes
     name: str
+    variant: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,7 +53,7 @@ def read_flow(path: str | Path) -> FlowFile:
     checkpoint = open_checkpoint(path, subfolder="transformer")
     require(checkpoint, "flow")
     plan = flow_plan(checkpoint)
-    return FlowFile(plan, flow_sizes(plan), Path(path).name)
+    return FlowFile(plan, flow_sizes(plan), Path(path).name, checkpoint.metadata.get("klein_variant"))
 
 
 def load_flow(path: str | Path, operations=nn, attention=sdpa, dtype: torch.dtype | None = None) -> Flow:

@@ -10,24 +10,28 @@ import folder_paths
 from ...model_loaders.checkpoint.files import INDEX
 from ...model_loaders.errors import KleinError
 
+TINY = Path(__file__).resolve().parents[2] / "tiny"  # comes with the pack; in its own loaders' lists only
+
 
 def choices(category: str, subfolder: str) -> list[str]:
-    """Files of a ComfyUI category, then Hugging Face folders in it, then the `subfolder` of those in models/diffusers."""
+    """Files of a ComfyUI category, then Hugging Face folders in it and the `subfolder` of those in models/diffusers, then
+    the pack's own models."""
     files = folder_paths.get_filename_list(category)
     inside = tuple(f"{name}{os.sep}" for name in _folders(category))
     folders = {**_folders("diffusers", subfolder), **_folders(category)}
-    return [name for name in files if not name.startswith(inside)] + sorted(folders)
+    names = [name for name in files if not name.startswith(inside)] + sorted(folders)
+    return names + [name for name in _own(category) if name not in names]
 
 
 def resolve(category: str, subfolder: str, name: str) -> Path:
     """The path of an entry of `choices`; KleinError when it is no longer there."""
-    file = folder_paths.get_full_path(category, name)
-    folder = _folders(category).get(name) or _folders("diffusers", subfolder).get(name)
-    if file is None and folder is None:
+    path = folder_paths.get_full_path(category, name) or _folders(category).get(name)
+    path = path or _folders("diffusers", subfolder).get(name) or _own(category).get(name)
+    if path is None:
         raise KleinError(
             f"{name} is not in the folders of {category}: put it there, or choose another file (key R refreshes the list)."
         )
-    return folder if file is None else Path(file)
+    return Path(path)
 
 
 def known(category: str, subfolder: str, name: str | None) -> bool | str:
@@ -40,6 +44,10 @@ def known(category: str, subfolder: str, name: str | None) -> bool | str:
         f"{name} was not found in models/{category}, expected one of the {len(names)} entries of the list: "
         f"download it there (links are in the workflow's note), then refresh the list (key R)."
     )
+
+
+def _own(category: str) -> dict[str, Path]:
+    return {path.name: path for path in sorted((TINY / category).glob("klein-tiny*"))}
 
 
 def _folders(category: str, subfolder: str = "") -> dict[str, Path]:

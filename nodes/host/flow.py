@@ -44,7 +44,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     file = read_flow(path)
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
     model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
-    model.klein_variant = variant_of(file.name) if variant == "auto" else variant
+    model.klein_variant = (file.variant or variant_of(file.name)) if variant == "auto" else variant
     patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, disable_dynamic)
     state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), quantised)
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
@@ -74,7 +74,7 @@ def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dty
 
 
 def variant_of(name: str) -> str:
-    """distilled, base or kv, by the words of a file's name (nothing in the weights tells)."""
+    """distilled, base or kv, by the words of a file's name (nothing in the released weights tells)."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()  # Flux2KleinBase9B too
     words = re.split(r"[-_. ]|(?<=[a-z])(?=[0-9])", words)
     return "base" if "base" in words else "kv" if "kv" in words else "distilled"

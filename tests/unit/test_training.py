@@ -1,5 +1,7 @@
 """Training in parts."""
 
+import json
+
 import pytest
 import torch
 
@@ -56,3 +58,9 @@ def test_what_was_begun_on_other_models_or_from_another_seed_does_not_go_on(tmp_
     monkeypatch.setattr(parts, "SEED", 1)
     with pytest.raises(RuntimeError, match="begun from another seed or other models: delete it"):
         train(inputs=("encoder",))
+
+
+def test_the_model_card_states_every_figure_that_was_measured():
+    card = (parts.ROOT / "tiny/README.md").read_text(encoding="utf-8")
+    figures = json.loads((parts.ROOT / "tiny/figures.json").read_text())["judged right"]
+    assert all(" | ".join(["", name, *map(str, row.values()), ""]).strip() in card for name, row in figures.items())

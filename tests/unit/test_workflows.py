@@ -35,6 +35,13 @@ def test_a_graph_of_the_9b_says_its_licence_and_where_its_files_are(graph):
     assert len(models) == 3 and all(model["name"] in text and model["url"].endswith(model["name"]) for model in models)
 
 
+def test_references_that_a_graph_paints_itself_stay_the_same_from_run_to_run():
+    """A cache across runs would never be used otherwise."""
+    for graph in GRAPHS:
+        widgets = [node["widgets_values"] for node in graph.canvas()["nodes"] if node["type"] == "KleinDistilledSampler"]
+        assert [values[1] for values in widgets] == ["fixed"] * (len(widgets) - 1) + ["randomize"]
+
+
 def test_node_numbers_links_and_slots_agree():
     for graph in GRAPHS:
         data = json.loads(build.text_of(graph.canvas()))
