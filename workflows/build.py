@@ -255,6 +255,7 @@ It runs at once, on a CPU too, and shows what the nodes do: it has klein's struc
 There is nothing to download, and its licence is the pack's, Apache 2.0. It is not FLUX.2 [klein]: for that open the graphs named klein_9b."""
 
 
+MORE = "a small green square on a black background, at the top", "a large white triangle on purple, on the right"
 PAIR = "a blue circle left of a red square, on a white background"
 
 
@@ -264,6 +265,7 @@ def graphs() -> list[Graph]:
         tiny("text_to_image", "tiny: text to image", red),
         tiny("one_reference", "tiny: one reference", "image 1 but green", red),
         tiny("two_references", "tiny: two references", "the object of image 1 on the background of image 2", red, blue),
+        tiny("four_references", "tiny: four references", "the object of image 1 on the background of image 2", red, blue, *MORE),
         tiny("kv_two_references", "tiny: references kept", "the shape of image 2 in the color of image 1", red, blue, cached=True),
         tiny("masked_reference", "tiny: a masked reference", "image 1 but yellow", PAIR, masked=True),
         text_to_image(),

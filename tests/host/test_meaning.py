@@ -114,6 +114,7 @@ def taken(image: np.ndarray, scene: world.Scene) -> float:
         ("text_to_image", "white", "circle", "red"),
         ("one_reference", "white", "circle", "green"),
         ("two_references", "yellow", "circle", "red"),
+        ("four_references", "yellow", "circle", "red"),
         ("kv_two_references", "yellow", "cross", "red"),
         ("masked_reference", "white", "circle", "yellow"),
     ],
