@@ -5,18 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tests"))
+from tools.provision import install_chromium, provision, python
 
-from environment.provision import provision, python  # noqa: E402
+ROOT = Path(__file__).resolve().parent
 
 COMMANDS = {
-    "demo": ["-m", "environment.demo"],
+    "demo": ["-m", "tools.demo"],
     "test": ["-m", "pytest"],
-    "bench": ["benchmarks/run.py"],
-    "train": ["-m", "training.run"],
-    "thumbnails": ["-m", "environment.thumbnails"],
+    "bench": ["-m", "benchmarks.run"],
+    "train": ["-m", "tools.train.run"],
+    "thumbnails": ["-m", "tools.thumbnails"],
 }
+WITH_BROWSER = ("test", "thumbnails")
 
 
 def main() -> int:
@@ -24,6 +24,8 @@ def main() -> int:
         print(__doc__)
         return 2
     provision()
+    if sys.argv[1] in WITH_BROWSER:
+        install_chromium()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return subprocess.run([python(), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT, env=environment).returncode
 

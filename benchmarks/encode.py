@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from environment import small
-from model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder, load_encoder
-from table import Row, interleaved
+from klein.model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder, load_encoder
+from tools import small
+
+from .table import Row, interleaved
 
 QUARTER = dict(hidden=1024, heads=8, kv_heads=2, head=128, mlp=3072, layers=36, vocabulary=37984)
 FULL = {

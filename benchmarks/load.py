@@ -9,9 +9,10 @@ import sys
 
 import torch
 
-from environment import inprocess, small
-from environment.server import anonymous_bytes
-from table import Row
+from tools import inprocess, small
+from tools.server import anonymous_bytes
+
+from .table import Row
 
 SIZES = dict(hidden=2048, heads=16, context=3072, mlp=6144, depth=1, single=15)
 CASES = {"kept in bf16, as the file": "default", "kept in fp32": "fp32", "rounded to fp8": "fp8_e4m3fn"}
@@ -32,7 +33,9 @@ def measure(folder) -> list[Row]:
 
 def peaks_of(path, dtype: str) -> tuple[int, int, int]:
     """Peak anonymous bytes over the child's baseline while loading and in the first step; bytes of its parameters."""
-    child = subprocess.Popen([sys.executable, __file__, path, dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load", path, dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with child:
         child.stdout.readline()
         baseline = anonymous_bytes(child.pid)

@@ -10,9 +10,10 @@ from functools import partial
 
 import torch
 
-from environment import inprocess, small
-from environment.small import euler, kv_velocity
-from table import Row, interleaved
+from tools import inprocess, small
+from tools.small import euler, kv_velocity
+
+from .table import Row, interleaved
 
 SIZES = dict(hidden=1536, heads=12, context=2304, mlp=4608, depth=1, single=3)
 TEXT, CANVAS, BOX = 128, (16, 32), (16, 32)
@@ -37,7 +38,7 @@ def predicted(mode: str, references: int, steps: int = 4) -> float:
 
 @torch.no_grad()
 def measure(folder, rounds: int) -> list[Row]:
-    from klein_pack.model_loaders.flow.references import Control
+    from klein.model_loaders.flow.controls import Control
 
     state = small.flow_state(**SIZES)
     ours = inprocess.hosted_flow(small.save(state, folder / "references.safetensors"))

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import torch
 
-import encode
-import load
-import references
-import step
-from environment import inprocess
-from table import markdown
+from tools import inprocess
+
+from . import encode, load, references, step
+from .table import markdown
 
 PARTS = ("step", "references", "encode", "load")
 

@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 
-from environment import inprocess, small
-from table import Row, interleaved
+from tools import inprocess, small
+
+from .table import Row, interleaved
 
 SIZES = dict(hidden=1536, heads=12, context=2304, mlp=4608, depth=2, single=6)
 TEXT, CANVAS, REFERENCES = 512, (32, 32), {"no references": [], "2048 reference tokens": [(32, 32), (32, 32)]}

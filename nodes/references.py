@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..samplers.geometry import SIZINGS, restore
-from .host.references import SOCKETS, chain, combine
+from ..pictures.sizing import SIZINGS, restore
+from .host.conditioning import SOCKETS, chain, combine
 from .host.reports import with_report
 from .loaders import CATEGORY
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint.files import open_checkpoint
-from ..checkpoint.identify import require
-from ..checkpoint.names import Plan, flow_plan
-from ..checkpoint.quantisation import quantise
+from ..formats.codecs import quantise
+from ..formats.files import open_checkpoint
+from ..formats.identify import require
+from ..formats.names import Plan, flow_plan
 from .model import Flow, sdpa
 from .sizes import FlowSizes, flow_sizes
 

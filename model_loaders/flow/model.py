@@ -18,9 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cache import AS_COMPUTED, ReferenceKV, Storage
+from .controls import Control, add_masks, progress, select, strength_bias
 from .positions import image_ids, rotate, rotations, text_ids
-from .references import Control, add_masks, progress, select, strength_bias
+from .reference_kv import AS_COMPUTED, ReferenceKV, Storage
 from .sizes import FlowSizes
 
 EPS = 1e-6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checkpoint.names import Plan, block_count
 from ..errors import KleinError
+from ..formats.names import Plan, block_count
 
 AXES = 4  # t, h, w, l: Black Forest Labs' flux2, model.py
 

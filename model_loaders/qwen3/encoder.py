@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from ..checkpoint.files import open_checkpoint
-from ..checkpoint.identify import require
-from ..checkpoint.names import Plan, block_count, encoder_plan, encoder_prefix
 from ..errors import KleinError
+from ..formats.files import open_checkpoint
+from ..formats.identify import require
+from ..formats.names import Plan, block_count, encoder_plan, encoder_prefix
 
 TAPS = (9, 18, 27)
 EPS, ROPE_THETA = 1e-6, 1e6  # Qwen3's config.json

@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...model_loaders.errors import KleinError
-from ...model_loaders.flow.cache import ReferenceKV, ReferenceSet, Storage
+from ...model_loaders.flow.reference_kv import ReferenceKV, ReferenceSet, Storage
 from .flow import REFERENCE_CACHE, KleinModel
 
 MODES = ("off", "within_run", "across_runs")

@@ -11,12 +11,12 @@ import comfy.sd
 import comfy.text_encoders
 import torch
 
-from ...model_loaders.checkpoint.identify import ENCODER_NAMES
 from ...model_loaders.errors import KleinError
+from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
 from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, cut, load_tokenizer, tokenize, window
+from .compat import clip_options
 from .operations import encoder_operations, native_layers, native_tensors
-from .versions import clip_options
 
 BUNDLED = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"  # the same byte pairs as Qwen3's
 

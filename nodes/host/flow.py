@@ -16,14 +16,14 @@ import comfy.supported_models
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...model_loaders.checkpoint.identify import encoder_for
 from ...model_loaders.errors import KleinError
-from ...model_loaders.flow.cache import ReferenceSet
 from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
+from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
+from ...model_loaders.formats.identify import encoder_for
+from .compat import new_patcher
 from .operations import flow_operations, native_tensors
-from .versions import new_patcher
 
 REFERENCE_CACHE = "klein_reference_cache"  # the run of nodes/host/cache.py among the transformer's options
 VARIANTS = ("auto", "distilled", "base", "kv")

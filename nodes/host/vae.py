@@ -9,10 +9,10 @@ import comfy.sd
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder
 
-from ...model_loaders.checkpoint.files import open_checkpoint
-from ...model_loaders.checkpoint.identify import require
-from ...model_loaders.checkpoint.names import block_count
 from ...model_loaders.errors import KleinError
+from ...model_loaders.formats.files import open_checkpoint
+from ...model_loaders.formats.identify import require
+from ...model_loaders.formats.names import block_count
 
 COUNTER = "bn.num_batches_tracked"  # of training, in some files only
 PREFIXES = ("vae.", "first_stage_model.")

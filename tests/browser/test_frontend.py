@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from environment import provision, small
-from environment.browser import load, opened, queue
-from environment.server import Server
+from tools import provision, small
+from tools.browser import load, opened, queue
+from tools.server import Server
 
 pytestmark = [
     pytest.mark.browser,

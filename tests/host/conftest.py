@@ -2,9 +2,9 @@
 
 import pytest
 
-from environment import provision, small
-from environment.graph import ENCODER, FLOW, Graph, picture
-from environment.server import Server
+from fixtures.graph import ENCODER, FLOW, Graph, picture
+from tools import provision, small
+from tools.server import Server
 
 SIZES = [(96, 64), (64, 160), (48, 48)]  # of the pictures; all fit the canvas as they are
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from websocket import WebSocketTimeoutException, create_connection
 
-from environment import bad_files, small
-from environment.server import PromptError, anonymous_bytes
+from fixtures import bad_files
+from tools import small
+from tools.server import PromptError, anonymous_bytes
 
 CASES = {name: case[::2] for name, case in bad_files.bad_files().items()}
 INPUTS = {"flow": "flow_name", "encoder": "encoder_name", "vae": "vae_name"}

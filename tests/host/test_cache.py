@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from environment import small
-from environment.graph import picture
-from environment.server import Server
-from environment.small import comfy_noise, relative
+from fixtures.graph import picture
+from tools import small
+from tools.server import Server
+from tools.small import comfy_noise, relative
 
 TOLERANCE = 1e-4
 

@@ -4,7 +4,7 @@ hooks and wrappers on the MODEL. Each run is compared, bit for bit, with one tha
 import pytest
 import torch
 
-from environment import inprocess, small
+from tools import inprocess, small
 
 BOXES = [(3, 5), (4, 2)]
 

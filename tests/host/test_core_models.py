@@ -7,10 +7,10 @@ Tolerance 1e-4: bf16 weights cast to float32 on both sides, the same sums in ano
 import pytest
 import torch
 
-from environment import provision, small
-from environment.server import PromptError
-from environment.small import relative
-from model_loaders.flow.sizes import FlowSizes, expected_shapes
+from klein.model_loaders.flow.sizes import FlowSizes, expected_shapes
+from tools import provision, small
+from tools.server import PromptError
+from tools.small import relative
 
 TOLERANCE = 1e-4
 OLD = FlowSizes(128, 192, hidden_size=6144, num_heads=48, mlp_hidden=18432, depth=1, depth_single_blocks=1)

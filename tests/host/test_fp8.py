@@ -6,9 +6,9 @@ Tolerance 1e-5 in float32: the host dequantises to the same products.
 import pytest
 import torch
 
-from environment import inprocess, small
-from environment.small import comfy_noise, embed, relative
-from samplers.schedule import sigmas
+from klein.samplers.schedule import sigmas
+from tools import inprocess, small
+from tools.small import comfy_noise, embed, relative
 
 SCHEMES = ["metadata", "comfy_quant", "scaled_fp8"]
 

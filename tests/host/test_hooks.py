@@ -7,8 +7,8 @@ comparison would say nothing. Hooks that only newer hosts call are tested agains
 import pytest
 import torch
 
-from environment import inprocess, small
-from environment.small import relative
+from tools import inprocess, small
+from tools.small import relative
 
 SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=3)
 TOLERANCE = 1e-5

@@ -1,4 +1,4 @@
-"""What klein-tiny paints, in the real host, judged without a neural network: prompts and tasks held out from training.
+"""What klein-tiny paints, in the real host, judged without a neural network: prompts and tasks held out from tools.train.
 
 BOUND leaves room for chance: a model that is right 93 % of the time falls below it once in five thousand samples of 30.
 One that ignores the prompt, the references, their order or the mask is right about as often as a picture of something
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import world
-from training.judge import look
-from training.parts import ROOT
-from training.studio import FLOW, Job, asked, paint, text_jobs, verdicts
+from tools.train import world
+from tools.train.judge import look
+from tools.train.parts import ROOT
+from tools.train.studio import FLOW, Job, asked, paint, text_jobs, verdicts
 
 pytestmark = pytest.mark.slow
 BOUND, CHANCE = 0.7, 0.2

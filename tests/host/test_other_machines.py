@@ -4,8 +4,8 @@ loaders. The host is real and in this process; only its answers about the machin
 import pytest
 import torch
 
-from environment import inprocess, small
-from environment.small import comfy_noise, relative
+from tools import inprocess, small
+from tools.small import comfy_noise, relative
 
 HALF = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -4,13 +4,13 @@ process beside a real ComfyUI."""
 import pytest
 import torch
 
-from environment import inprocess, small
-from samplers.geometry import fit
+from klein.pictures.sizing import fit
+from tools import inprocess, small
 
 
 @pytest.fixture(scope="module")
 def references():
-    return inprocess.import_adapter("references")
+    return inprocess.import_adapter("conditioning")
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from environment import small
-from environment.graph import picture
-from environment.server import PromptError
-from environment.small import comfy_noise, embed, relative
-from samplers.schedule import sigmas
+from fixtures.graph import picture
+from klein.samplers.schedule import sigmas
+from tools import small
+from tools.server import PromptError
+from tools.small import comfy_noise, embed, relative
 
 TOLERANCE = 1e-4
 

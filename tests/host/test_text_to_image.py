@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from environment.graph import picture
-from environment.small import comfy_noise, relative
+from fixtures.graph import picture
+from tools.small import comfy_noise, relative
 
 PROMPT = "A red fox asleep on a mossy stone, 狐狸 🦊 (word:1.3)"
 

@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from environment import provision
-from environment.graph import picture
+from fixtures.graph import picture
+from tools import provision
 
 NAMES = sorted(path.stem for path in (provision.ROOT / "workflows/api").glob("klein_9b_*.json"))
 

@@ -6,9 +6,9 @@ Tolerance 1e-5 relative in float32; the layers are transformers' own, so what is
 import pytest
 import torch
 
-from environment import provision, small
-from model_loaders.qwen3.encoder import TAPS, load_encoder, read_encoder
-from model_loaders.qwen3.prompt import LENGTH, PAD, cut, load_tokenizer, tokenize, window
+from klein.model_loaders.qwen3.encoder import TAPS, load_encoder, read_encoder
+from klein.model_loaders.qwen3.prompt import LENGTH, PAD, cut, load_tokenizer, tokenize, window
+from tools import provision, small
 
 BUNDLED = provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer"
 PROMPTS = {
@@ -117,7 +117,7 @@ def test_a_prompt_is_cut_at_512_and_what_is_lost_is_counted(tokens, lost):
 def test_full_size_parameters_kept(hidden, layers, mlp, tied, kept, whole):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder
+    from klein.model_loaders.qwen3.encoder import EncoderSizes, Qwen3Encoder
 
     encoder = Qwen3Encoder(EncoderSizes(hidden, 32, 8, 128, mlp, 151936), device="meta")
     assert sum(p.numel() for p in encoder.parameters()) == kept

@@ -9,11 +9,11 @@ import struct
 import pytest
 import torch
 
-from environment import small
-from environment.small import relative
-from model_loaders.flow.load import load_flow, read_flow
-from model_loaders.flow.model import Flow
-from model_loaders.flow.sizes import FlowSizes
+from klein.model_loaders.flow.load import load_flow, read_flow
+from klein.model_loaders.flow.model import Flow
+from klein.model_loaders.flow.sizes import FlowSizes
+from tools import small
+from tools.small import relative
 
 SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=3)
 TOLERANCE = 1e-5

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from environment.provision import ROOT
+from tools.provision import ROOT
 
-ENGINE = sorted(path for folder in ("model_loaders", "samplers") for path in (ROOT / folder).rglob("*.py"))
+ENGINE = sorted(path for folder in ("model_loaders", "pictures", "samplers") for path in (ROOT / folder).rglob("*.py"))
 SHIPPED = ENGINE + sorted((ROOT / "nodes").rglob("*.py"))
 HOST = {
     "comfy",
@@ -40,7 +40,7 @@ def test_the_engine_never_imports_the_host(path):
 
 
 def test_the_engine_imports_only_what_pyproject_names():
-    allowed = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "model_loaders", "samplers"}
+    allowed = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "model_loaders", "pictures", "samplers"}
     outside = {name for path in ENGINE for name in imported(path)} - set(sys.stdlib_module_names)
     assert outside <= allowed
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from samplers.report import Entry, named_images, report
+from klein.pictures.report import Entry, named_images, report
 
 
 @pytest.mark.parametrize(

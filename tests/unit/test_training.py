@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from training import parts
+from tools.train import parts
 
 
 def train(steps: int = 10, cut: int | None = None, inputs: tuple[str, ...] = ()) -> dict:

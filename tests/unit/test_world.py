@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from training import data, text, world
-from training.judge import CONTRAST, judge, look
+from tools.train import data, text, world
+from tools.train.judge import CONTRAST, judge, look
 
 
 def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():

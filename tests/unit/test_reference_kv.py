@@ -4,12 +4,12 @@ another order)."""
 import pytest
 import torch
 
-from environment import small
-from environment.small import relative
-from model_loaders.flow.cache import ReferenceSet, Storage
-from model_loaders.flow.load import load_flow
-from model_loaders.flow.references import Control
-from samplers.schedule import sigmas
+from klein.model_loaders.flow.controls import Control
+from klein.model_loaders.flow.load import load_flow
+from klein.model_loaders.flow.reference_kv import ReferenceSet, Storage
+from klein.samplers.schedule import sigmas
+from tools import small
+from tools.small import relative
 
 SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=3)
 TOLERANCE, FREE_RUNNING = 1e-5, 1e-4

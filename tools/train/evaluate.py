@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from environment import small
-from environment.server import Server
+from tools import small
+from tools.server import Server
 
 from . import world
 from .export import TINY

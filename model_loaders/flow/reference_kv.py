@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint.quantisation import quantise
-from .references import Control, Tokens, add_masks, complete
+from ..formats.codecs import quantise
+from .controls import Control, Tokens, add_masks, complete
 
 
 @dataclass(frozen=True)

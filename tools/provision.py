@@ -15,7 +15,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 HOST = ROOT / ".comfy"
 
@@ -65,7 +65,6 @@ def provision() -> None:
     allow_torchvision_without_cuda()
     if not chosen and not (HOST / "main.py").exists():
         fetch_comfyui()
-    install_chromium()
     stamp.write_text(wanted)
 
 

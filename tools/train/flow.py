@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model_loaders.flow.model import Flow
-from model_loaders.flow.sizes import FlowSizes
-from samplers.schedule import sigmas
+from klein.model_loaders.flow.model import Flow
+from klein.model_loaders.flow.sizes import FlowSizes
+from klein.samplers.schedule import sigmas
 
 from . import vae, world
 from .data import Data, Reader, Text

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-import types
 
 from . import provision
-
-PACK = "klein_pack"
 
 
 def import_adapter(name: str):
     """A module of nodes/host/, with ComfyUI importable, on the CPU with SDPA (as the server of the tests runs)."""
-    if PACK not in sys.modules:
+    if "comfy" not in sys.modules:
         sys.path.append(str(provision.comfyui()))
         from comfy.cli_args import args
 
         args.cpu = args.use_pytorch_cross_attention = True
-        package = types.ModuleType(PACK)  # the pack without its entry point, whose nodes need a whole server
-        package.__path__ = [str(provision.ROOT)]
-        sys.modules[PACK] = package
-    return importlib.import_module(f"{PACK}.nodes.host.{name}")
+    return importlib.import_module(f"klein.nodes.host.{name}")
 
 
 def host_flux(state: dict, heads: int, context: int):

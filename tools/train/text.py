@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_loaders.qwen3.encoder import TAPS, EncoderSizes, Qwen3Encoder
-from model_loaders.qwen3.prompt import LENGTH, PAD, SPECIAL, TEMPLATE, WORDS, tokenize
+from klein.model_loaders.qwen3.encoder import TAPS, EncoderSizes, Qwen3Encoder
+from klein.model_loaders.qwen3.prompt import LENGTH, PAD, SPECIAL, TEMPLATE, WORDS, tokenize
 
 from . import world
 from .parts import SEED, Average, Run, descend, optimisers, trained

@@ -12,9 +12,9 @@ import comfy.model_management
 import torch
 
 from ...model_loaders.errors import KleinError
-from ...model_loaders.flow.references import NEUTRAL, Control, complete
-from ...samplers.geometry import Canvas, fit, kept_tokens, on_grid, place
-from ...samplers.report import Entry, report
+from ...model_loaders.flow.controls import NEUTRAL, Control, complete
+from ...pictures.report import Entry, report
+from ...pictures.sizing import Canvas, fit, kept_tokens, on_grid, place
 from .sampling import CHANNELS
 
 MOST = 10  # references of one image

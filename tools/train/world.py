@@ -64,7 +64,7 @@ class Task:
 
 
 def held_out(shape: str, colour: str, ground: str) -> bool:
-    """Whether a combination is kept from training: a quarter of them, chosen so that every pair of the three is seen."""
+    """Whether a combination is kept from tools.train: a quarter of them, chosen so that every pair of the three is seen."""
     names = list(COLOURS)
     return (SHAPES.index(shape) + names.index(colour) + 2 * names.index(ground)) % 4 == 0
 

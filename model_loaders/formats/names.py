@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import KleinError
+from .codecs import FP8, is_quantisation_name, quantised_layers, scale_name
 from .files import Checkpoint
-from .quantisation import FP8, is_quantisation_name, quantised_layers, scale_name
 
 FLOW_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 

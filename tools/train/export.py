@@ -7,7 +7,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from environment.small import vae_state
+from tools.small import vae_state
 
 from . import flow, text, vae
 from .parts import ROOT, trained

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_loaders.flow.references import Control
-from model_loaders.qwen3.prompt import LENGTH, PAD, tokenize
+from klein.model_loaders.flow.controls import Control
+from klein.model_loaders.qwen3.prompt import LENGTH, PAD, tokenize
 
 from . import text, vae, world
 from .parts import SEED, WORK, made_from

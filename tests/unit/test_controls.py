@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from environment import small
-from environment.small import relative
-from model_loaders.flow.load import load_flow
-from model_loaders.flow.references import Control, progress
-from samplers.schedule import sigmas
+from klein.model_loaders.flow.controls import Control, progress
+from klein.model_loaders.flow.load import load_flow
+from klein.samplers.schedule import sigmas
+from tools import small
+from tools.small import relative
 
 SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=3)
 TOLERANCE = 1e-5

@@ -1,0 +1,3 @@
+"""Tests import the pack as the package `klein`."""
+
+import tools  # noqa: F401
