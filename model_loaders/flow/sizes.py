@@ -36,26 +36,25 @@ def flow_sizes(plan: Plan) -> FlowSizes:
     """Sizes from the shapes of a checkpoint's header; KleinError when the shapes do not make one model."""
     shapes = plan.shapes
     name = plan.checkpoint.path.name
-    depth, depth_single = (block_count(plan.sources, stack) for stack in ("double_blocks", "single_blocks"))
+    depth, depth_single = (block_count(shapes, stack) for stack in ("double_blocks", "single_blocks"))
     if not depth or not depth_single:
         raise KleinError(f"{name} has {depth} double and {depth_single} single blocks, expected both: download it again.")
-    hidden, channels = shapes["img_in.weight"]
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.weight"][0]
+    hidden, channels = plan.sides("img_in.weight", 2)
+    (head,) = plan.sides("double_blocks.0.img_attn.norm.query_norm.weight", 1)
+    if hidden % head or head % (2 * AXES):
+        raise KleinError(
+            f"{name} has hidden size {hidden} and heads of {head}, expected whole heads of a multiple of {2 * AXES}: download it again."
+        )
     sizes = FlowSizes(
         in_channels=channels,
-        context_in_dim=shapes["txt_in.weight"][1],
+        context_in_dim=plan.sides("txt_in.weight", 2)[1],
         hidden_size=hidden,
         num_heads=hidden // head,
-        mlp_hidden=shapes["double_blocks.0.img_mlp.2.weight"][1],
+        mlp_hidden=plan.sides("double_blocks.0.img_mlp.2.weight", 2)[1],
         depth=depth,
         depth_single_blocks=depth_single,
     )
-    for layer, expected in expected_shapes(sizes).items():
-        if shapes[layer] != expected:
-            raise KleinError(
-                f"{layer} in {name} has shape {list(shapes[layer])}, expected {list(expected)} for hidden size {hidden} and "
-                f"{hidden // head} heads of {head}: the file mixes two models, download it again."
-            )
+    plan.expect(expected_shapes(sizes), f"hidden size {hidden} and {hidden // head} heads of {head}")
     return sizes
 
 

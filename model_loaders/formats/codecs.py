@@ -1,15 +1,18 @@
-"""Three ways of writing fp8 weights into a file, read as one: `weight`, `weight_scale`, `input_scale` per layer.
+"""How one weight is stored: its data, the codec that its numbers are written in, and the scales beside it.
 
+Three ways of marking an fp8 layer are read as one:
 1. `_quantization_metadata` in the header: {"layers": {name: {"format": ...}}}       (flux-2-klein-9b-fp8)
 2. a `comfy_quant` tensor per layer: the bytes of {"format": ...}                    (qwen_3_8b_fp8mixed)
 3. a `scaled_fp8` marker in the file and `scale_weight`, `scale_input` per layer     (older files)
-The weight of a quantised layer is `weight * weight_scale`.
+Where several speak of a layer, the tensor's word is the last. Whatever lies beside a weight and is not understood is
+refused by its name: a scale left out or misread gives garbage, not an error.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -17,33 +20,125 @@ from ..errors import KleinError
 from .files import Checkpoint
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn}
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SCALES = {"weight_scale": ("weight_scale", "scale_weight"), "input_scale": ("input_scale", "scale_input")}
-MARKERS = ("comfy_quant", "scaled_fp8")
+LONGEST_MARKER = 4096  # bytes of a `comfy_quant` tensor
+INSTEAD = "load the bf16 or the fp8 file of this model instead."
 
 
-def quantised_layers(checkpoint: Checkpoint) -> dict[str, dict]:
-    """Layer name -> its settings, at least {"format": "float8_e4m3fn"}. Empty for a plain file. Names from the header's
-    metadata may lack the prefix that the tensors have. Raises KleinError for a format other than fp8."""
-    layers = _from_scales(checkpoint) | _from_metadata(checkpoint) | _from_tensors(checkpoint)
-    for layer, settings in layers.items():
-        found = settings.get("format")
-        if found not in FORMATS:
+@dataclass(frozen=True)
+class Codec:
+    """name: of the format, as the host's `comfy_quant` has it; dtype: of the stored numbers; full_precision_matrix_mult:
+    whether activations must not be rounded to it."""
+
+    name: str
+    dtype: torch.dtype
+    full_precision_matrix_mult: bool = False
+
+    @property
+    def settings(self) -> dict[str, str | bool]:
+        """What the host's `comfy_quant` says of a layer."""
+        precise = {"full_precision_matrix_mult": True} if self.full_precision_matrix_mult else {}
+        return {"format": self.name, **precise}
+
+
+FLOAT8 = Codec("float8_e4m3fn", torch.float8_e4m3fn)
+CODECS = {codec.name: codec for codec in (FLOAT8,)}
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One weight of a file. data, weight_scale, input_scale: names of its tensors; shape: of the dense weight; dtype: of
+    the data; codec: None for plain floats. The dense weight is data * weight_scale."""
+
+    data: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    codec: Codec | None = None
+    weight_scale: str | None = None
+    input_scale: str | None = None
+
+    def read(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """`weight` as it lies in the file, and the float32 scalars `weight_scale` and `input_scale` where it has them. A
+        plain weight with a scale is multiplied by it."""
+        parts = {"weight": checkpoint[self.data]}
+        for part, name in (("weight_scale", self.weight_scale), ("input_scale", self.input_scale)):
+            if name is not None:
+                parts[part] = _scalar(checkpoint, name)
+        if self.codec is None:
+            parts.pop("input_scale", None)
+            scale = parts.pop("weight_scale", None)
+            if scale is not None:
+                parts["weight"] = (parts["weight"].float() * scale).to(self.dtype)
+        elif self.codec.full_precision_matrix_mult or self._is_unknown(parts.get("input_scale")):
+            parts.pop("input_scale", None)
+        return parts
+
+    def _is_unknown(self, scale: torch.Tensor | None) -> bool:
+        """The older scheme writes 1 where it knows no scale of the inputs."""
+        return scale is not None and str(self.input_scale).endswith(".scale_input") and float(scale) == 1
+
+
+class Markers:
+    """What a file says of the codecs of its layers."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self._header = _header_settings(checkpoint)
+        sizes = [math.prod(shape) for name, shape in checkpoint.shapes.items() if name.rpartition(".")[2] == "scaled_fp8"]
+        # The older scheme's marker has two elements where the layers must be multiplied in full precision.
+        self._precise = 2 in sizes
+        self._scaled = bool(sizes or self._header) or any(
+            name.rpartition(".")[2] in ("comfy_quant", *SCALES["weight_scale"]) for name in checkpoint.shapes
+        )
+
+    def stored(self, prefix: str, layer: str, data: str = "weight") -> StoredWeight:
+        """The weight of a layer (its name without the prefix), whose tensor is `layer.data`. KleinError for what is not
+        understood."""
+        checkpoint, path = self.checkpoint, f"{prefix}{layer}"
+        name = f"{path}.{data}"
+        shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
+        beside = {other.removeprefix(f"{path}.") for other in checkpoint.beside(path)} - {data, "comfy_quant"}
+        scales = {part: next((own for own in names if own in beside), None) for part, names in SCALES.items()}
+        codec = self._codec(prefix, layer, dtype, scales["weight_scale"] is not None)
+        strange = sorted(beside - set(scales.values()))
+        if strange:
             raise KleinError(
-                f"{checkpoint.path.name} holds {found} weights ({layer}), expected bf16, fp16, fp32 or fp8: "
-                f"load the bf16 or the fp8 file of this model instead."
+                f"{checkpoint.path.name} has {path}.{strange[0]} beside a weight, which is no part of a plain or fp8 layer: {INSTEAD}"
             )
-    return layers
+        if dtype not in FLOATS and dtype not in FP8:
+            raise KleinError(
+                f"{checkpoint.path.name} stores {name} as {_name(dtype)} and does not say how it is to be read: {INSTEAD}"
+            )
+        if codec and scales["weight_scale"] is None or codec is None and dtype in FP8 and self._scaled:
+            raise KleinError(
+                f"{checkpoint.path.name} lacks the scale of its fp8 layer {path}: it is incomplete, download it again."
+            )
+        own = {part: None if leaf is None else f"{path}.{leaf}" for part, leaf in scales.items()}
+        for scale in filter(None, own.values()):
+            if math.prod(checkpoint.shapes[scale]) != 1 or checkpoint.dtypes[scale] not in FLOATS:
+                raise KleinError(
+                    f"{scale} in {checkpoint.path.name} is {_name(checkpoint.dtypes[scale])} of shape "
+                    f"{list(checkpoint.shapes[scale])}, expected one floating-point number a layer: {INSTEAD}"
+                )
+        return StoredWeight(name, shape, dtype, codec, own["weight_scale"], own["input_scale"])
 
-
-def scale_name(checkpoint: Checkpoint, layer: str, which: str) -> str | None:
-    """The file's name of a layer's `weight_scale` or `input_scale`, None when it has none."""
-    return next((f"{layer}.{name}" for name in SCALES[which] if f"{layer}.{name}" in checkpoint), None)
-
-
-def is_quantisation_name(name: str) -> bool:
-    """Whether a tensor describes the quantisation and is no weight of the model."""
-    return name.rpartition(".")[2] in {*SCALES["weight_scale"], *SCALES["input_scale"], *MARKERS}
+    def _codec(self, prefix: str, layer: str, dtype: torch.dtype, scaled: bool) -> Codec | None:
+        path, own = f"{prefix}{layer}", f"{prefix}{layer}.comfy_quant"
+        marked = own in self.checkpoint
+        settings = _tensor_settings(self.checkpoint, own) if marked else self._header.get(path, self._header.get(layer))
+        if settings is None:
+            if dtype not in FP8 or not scaled:
+                return None
+            settings = {"format": _name(dtype), "full_precision_matrix_mult": self._precise}
+        codec = _known(self.checkpoint, path, settings)
+        if dtype == codec.dtype:
+            return codec
+        if marked or dtype not in FLOATS:
+            raise KleinError(
+                f"{self.checkpoint.path.name} says that {path} is {codec.name}, but stores it as {_name(dtype)}: download it again."
+            )
+        return None  # a file that was saved anew in a plain dtype, with the header it had
 
 
 def quantise(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,38 +152,50 @@ def quantise(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
     return (wide / scale).clamp(-limit, limit).to(dtype), scale
 
 
-def _from_metadata(checkpoint: Checkpoint) -> dict[str, dict]:
+def _known(checkpoint: Checkpoint, layer: str, settings: dict) -> Codec:
+    name, precise = settings.get("format"), settings.get("full_precision_matrix_mult", False)
+    more = sorted(str(key) for key, value in settings.items() if value and key not in ("format", "full_precision_matrix_mult"))
+    if not isinstance(name, str) or name not in CODECS or not isinstance(precise, bool) or more:
+        what = f"{name} weights" + (f" with {more[0]}" if more else "")
+        raise KleinError(
+            f"{checkpoint.path.name} holds {what} ({layer}), expected bf16, fp16, fp32 or fp8: "
+            f"load the bf16 or the fp8 file of this model instead."
+        )
+    return Codec(name, CODECS[name].dtype, precise)
+
+
+def _header_settings(checkpoint: Checkpoint) -> dict[str, dict]:
     text = checkpoint.metadata.get("_quantization_metadata")
     if text is None:
         return {}
     try:
         return {layer: dict(settings) for layer, settings in json.loads(text)["layers"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KleinError(
             f"The quantisation metadata of {checkpoint.path.name} cannot be read ({error!r}): download it again."
         ) from error
 
 
-def _from_tensors(checkpoint: Checkpoint) -> dict[str, dict]:
-    layers = {}
-    for name in checkpoint.shapes:
-        if name.endswith(".comfy_quant"):
-            try:
-                layers[name.removesuffix(".comfy_quant")] = dict(json.loads(bytes(checkpoint[name].tolist())))
-            except (ValueError, TypeError) as error:
-                raise KleinError(f"{name} in {checkpoint.path.name} is not JSON ({error}): download it again.") from error
-    return layers
+def _tensor_settings(checkpoint: Checkpoint, name: str) -> dict:
+    shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
+    if dtype != torch.uint8 or len(shape) != 1 or shape[0] > LONGEST_MARKER:
+        raise KleinError(
+            f"{name} in {checkpoint.path.name} is {_name(dtype)} of shape {list(shape)}, expected at most {LONGEST_MARKER} bytes of "
+            f"JSON: download it again."
+        )
+    try:
+        settings = json.loads(bytes(checkpoint[name].tolist()))
+        return {str(key): value for key, value in settings.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise KleinError(f"{name} in {checkpoint.path.name} is not JSON ({error}): download it again.") from error
 
 
-def _from_scales(checkpoint: Checkpoint) -> dict[str, dict]:
-    layers = {}
-    # The older scheme's marker has two elements where the layers must be multiplied in full precision.
-    precise = any(name.endswith("scaled_fp8") and math.prod(shape) == 2 for name, shape in checkpoint.shapes.items())
-    for name in checkpoint.shapes:
-        layer, _, leaf = name.rpartition(".")
-        weight = checkpoint.dtypes.get(f"{layer}.weight")
-        if leaf in SCALES["weight_scale"] and weight in FP8:
-            layers[layer] = {"format": str(weight).removeprefix("torch.")}
-            if precise:
-                layers[layer]["full_precision_matrix_mult"] = True
-    return layers
+def _scalar(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    scale = checkpoint[name].float().reshape(())
+    if not (scale.isfinite() and scale > 0):
+        raise KleinError(f"{name} in {checkpoint.path.name} is {float(scale)}, expected a scale above 0: download it again.")
+    return scale
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from ..errors import KleinError
 
 INDEX = "*.safetensors.index.json"
+LARGEST_INDEX = 2**26  # bytes; those of klein have some tens of thousands
+DEEPEST = 4  # parts of a name below its layer: bitsandbytes writes weight.quant_state.bitsandbytes__nf4
 
 # First bytes of what people save under a model's name. A pickle can run code when opened: it is named, never read.
 FOREIGN = (
@@ -21,6 +25,20 @@ FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (b"<", "a web page (the download asked for a login or was refused)"),
 )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An opened file, and how it was when its header was read: inode, size, time of its last change."""
+
+    file: Path
+    handle: Any
+    stamp: tuple[int, int, int]
+
+    def read(self, name: str) -> torch.Tensor:
+        if _stamp(self.file) != self.stamp:
+            raise KleinError(f"{self.file.name} has changed since its header was read: load it again.")
+        return self.handle.get_tensor(name)
 
 
 @dataclass(frozen=True)
@@ -34,14 +52,27 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     metadata: dict[str, str]
-    _homes: dict[str, object]
+    _homes: dict[str, Shard]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor as it lies in the file: a private, lazily read mapping, no copy."""
-        return self._homes[name].get_tensor(name)
+        return self._homes[name].read(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
+
+    def beside(self, layer: str) -> list[str]:
+        """The names of all tensors below a layer, `layer.*`."""
+        return self._children.get(layer, [])
+
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        children: dict[str, list[str]] = {}
+        for name in self.shapes:
+            parts = name.split(".")
+            for depth in range(max(1, len(parts) - DEEPEST), len(parts)):
+                children.setdefault(".".join(parts[:depth]), []).append(name)
+        return children
 
 
 def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoint:
@@ -50,17 +81,25 @@ def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoin
     Raises KleinError for what is missing, cut short, or not safetensors.
     """
     path = Path(path)
-    if path.is_dir() and subfolder and (path / subfolder).is_dir():
-        path = path / subfolder
+    try:
+        if path.is_dir() and subfolder and (path / subfolder).is_dir():
+            path = path / subfolder
+        shards = [_open(file) for file in _files(path)]
+    except (OSError, UnicodeError) as error:
+        raise KleinError(f"{path.name} cannot be opened ({error}): check the file and its permissions.") from error
     shapes, dtypes, metadata, homes = {}, {}, {}, {}
-    for file in _files(path):
-        handle = _open(file)
-        metadata.update(handle.metadata() or {})
-        for name in handle.keys():
-            part = handle.get_slice(name)
+    for shard in shards:
+        metadata.update(shard.handle.metadata() or {})
+        for name in shard.handle.keys():
+            if name in homes:
+                raise KleinError(
+                    f"{path.name} has {name} in {homes[name].file.name} and in {shard.file.name}, expected it once: download the "
+                    f"folder again."
+                )
+            part = shard.handle.get_slice(name)
             shapes[name] = tuple(part.get_shape())
-            dtypes[name] = _dtype(file, name, part.get_dtype())
-            homes[name] = handle
+            dtypes[name] = _dtype(shard.file, name, part.get_dtype())
+            homes[name] = shard
     if not shapes:
         raise KleinError(f"{path.name} holds no tensors, expected the weights of a model: download it again.")
     return Checkpoint(path, shapes, dtypes, metadata, homes)
@@ -69,6 +108,8 @@ def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoin
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        raise KleinError(f"{path.name} is no regular file, expected a .safetensors model: choose another file.")
     if not path.is_dir():
         raise KleinError(f"{path} does not exist: choose a file that is in the list, or refresh the list (key R).")
     index = sorted(path.glob(INDEX))
@@ -85,32 +126,49 @@ def _files(path: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        names = sorted({str(name) for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if index.stat().st_size > LARGEST_INDEX:
+            raise ValueError(f"{index.stat().st_size} bytes")
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = next((name for name in names if Path(name).name != name), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KleinError(f"{index.name} is not a safetensors index ({error}): download it again.") from error
+    if outside is not None:
+        raise KleinError(f"{index.name} names {outside}, expected files of its own folder: download the folder again.")
     missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
+    if missing or not names:
         raise KleinError(
-            f"The folder {index.parent.name} lacks {len(missing)} of its {len(names)} shards (first: {missing[0]}): "
+            f"The folder {index.parent.name} lacks {len(missing)} of its {len(names)} shards (first: {next(iter(missing), 'none is named')}): "
             f"download the missing files into it."
         )
     return [index.parent / name for name in names]
 
 
-def _open(file: Path):
-    size = file.stat().st_size
+def _open(file: Path) -> Shard:
+    stamp = _stamp(file)
+    try:
+        return Shard(file, safe_open(file, framework="pt", device="cpu"), stamp)
+    except SafetensorError as error:
+        what = _foreign(file)
+        if what:
+            raise KleinError(
+                f"{file.name} is {what}, expected a .safetensors model: download the .safetensors file."
+            ) from error
+        raise KleinError(
+            f"{file.name} ({stamp[1]} bytes) is not a complete safetensors file ({error}): download it again."
+        ) from error
+
+
+def _foreign(file: Path) -> str | None:
+    """What a file that is not safetensors is. Asked last: the first bytes of a good file are its header's length, which
+    may look like anything."""
     with file.open("rb") as stream:
         head = stream.read(32)
-    for magic, what in FOREIGN:
-        if head.startswith(magic):
-            raise KleinError(f"{file.name} is {what}, expected a .safetensors model: download the .safetensors file.")
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise KleinError(
-            f"{file.name} ({size} bytes) is not a complete safetensors file ({error}): download it again."
-        ) from error
+    return next((what for magic, what in FOREIGN if head.startswith(magic)), None)
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _dtype(file: Path, name: str, code: str) -> torch.dtype:

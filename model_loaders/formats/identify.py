@@ -37,6 +37,12 @@ ENCODER_NAMES = {4096: "Qwen3-8B", 2560: "Qwen3-4B"}
 ENCODER_FILES = {4096: "qwen_3_8b_fp8mixed.safetensors", 2560: "qwen_3_4b.safetensors"}
 
 
+# flux-3-klein, FLUX.3 [klein], flux3.safetensors; not flux-3d-style-klein, flux-30steps-klein, flux-3-steps.
+FLUX3 = re.compile(
+    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?([-_. \[]+(klein|dev|pro|max|base|schnell|\d+b)(?![a-z])|\.safetensors$|$)"
+)
+
+
 def identify(checkpoint: Checkpoint) -> Kind:
     """The kind of a checkpoint, from names and shapes alone."""
     names = checkpoint.shapes
@@ -69,7 +75,7 @@ def encoder_for(width: int) -> str:
 
 def _named(checkpoint, names):
     # The tensor names of FLUX 3 are not published: its files are known by name only.
-    if re.search(r"flux[-_.]?3", checkpoint.path.name.lower()):
+    if FLUX3.search(checkpoint.path.name.lower()):
         return Kind("other", "a FLUX 3 model by its name, another architecture", LOAD_CORE)
 
 
@@ -85,9 +91,8 @@ def _flux2(checkpoint, names):
         return None
     if any(name.startswith(f"{prefix}guidance_in.") or ".guidance_embedder." in name for name in names):
         return Kind("other", "FLUX.2 [dev], which is not a klein model", LOAD_CORE)
-    hidden = next(
-        (names[f"{prefix}{layer}.weight"][0] for layer in ("img_in", "x_embedder") if f"{prefix}{layer}.weight" in names), 0
-    )
+    shapes = [names.get(f"{prefix}{layer}.weight") for layer in ("img_in", "x_embedder")]
+    hidden = next((shape[0] for shape in shapes if shape), 0)
     size = FLOW_NAMES.get(hidden, f"flow model of hidden size {hidden}")
     return Kind("flow", f"a FLUX.2 [klein] {size}", LOAD_FLOW)
 
@@ -96,7 +101,7 @@ def _language_model(checkpoint, names):
     prefix = encoder_prefix(names)
     if prefix is None:
         return None
-    hidden = names[f"{prefix}embed_tokens.weight"][-1]
+    hidden = (names[f"{prefix}embed_tokens.weight"] or (0,))[-1]
     layers = block_count((name.removeprefix(prefix) for name in names), "layers")
     if any(".visual." in f".{name}" or "vision" in name for name in names):
         return Kind("other", "a vision-language model", LOAD_CORE)

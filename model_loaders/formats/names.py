@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from ..errors import KleinError
-from .codecs import FP8, is_quantisation_name, quantised_layers, scale_name
+from .codecs import Codec, Markers, StoredWeight
 from .files import Checkpoint
 
 FLOW_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
@@ -58,83 +60,72 @@ QWEN3_LAYER = (
 class Plan:
     """Where each canonical tensor of a model lies in a checkpoint.
 
-    sources: canonical layer -> layers in the file (stacked on axis 0); unused: names in the file with no place;
-    quantised: canonical layer -> its fp8 settings.
+    weights: canonical layer -> its stored weight, or several that are stacked on axis 0; unused: names in the file with no
+    place; swapped: layers whose halves change places.
     """
 
     checkpoint: Checkpoint
-    sources: dict[str, list[str]]
-    names: dict[str, str]
+    weights: dict[str, tuple[StoredWeight, ...]]
     unused: list[str]
-    quantised: dict[str, dict]
     swapped: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical `layer.weight` -> its shape, from headers alone."""
-        out = {}
-        for layer, sources in self.sources.items():
-            shapes = [self.checkpoint.shapes[self.names[source]] for source in sources]
-            out[f"{layer}.weight"] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        return out
+        return {f"{layer}.weight": _stacked([part.shape for part in parts]) for layer, parts in self.weights.items()}
 
-    @property
+    def sides(self, name: str, rank: int) -> tuple[int, ...]:
+        """The shape of a canonical `layer.weight` of this rank; KleinError where it is another, or empty."""
+        shape = self.shapes[name]
+        if len(shape) != rank or 0 in shape:
+            raise KleinError(
+                f"{name} in {self.checkpoint.path.name} has shape {list(shape)}, expected {rank} sides above 0: download it again."
+            )
+        return shape
+
+    def expect(self, shapes: dict[str, tuple[int, ...]], of: str) -> None:
+        """KleinError for the first weight whose shape is not that of a model of these sizes."""
+        for name, expected in shapes.items():
+            if self.shapes[name] != expected:
+                raise KleinError(
+                    f"{name} in {self.checkpoint.path.name} has shape {list(self.shapes[name])}, expected {list(expected)} for {of}: "
+                    f"the file mixes two models, download it again."
+                )
+
+    @cached_property
+    def quantised(self) -> dict[str, Codec]:
+        """Canonical layer -> its codec, of those that are not plain."""
+        return {layer: parts[0].codec for layer, parts in self.weights.items() if parts[0].codec}
+
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype of most of the weights that are not quantised, by their number of elements."""
-        elements = Counter()
-        for layer, dtype in self._matrices():
-            elements[dtype] += math.prod(self.shapes[f"{layer}.weight"])
+        """The dtype of most of the matrices that are not quantised, by their number of elements."""
+        elements: Counter[torch.dtype] = Counter()
+        for parts in self._matrices():
+            elements[parts[0].dtype] += sum(math.prod(part.shape) for part in parts)
         return elements.most_common(1)[0][0] if elements else torch.bfloat16
 
     @property
     def uniform(self) -> bool:
         """Whether all matrices that are not quantised have that dtype."""
-        return {dtype for _, dtype in self._matrices()} == {self.dtype}
+        return {parts[0].dtype for parts in self._matrices()} == {self.dtype}
 
-    def _matrices(self):
-        """(layer, dtype in the file) of each matrix that is not quantised."""
-        for layer, sources in self.sources.items():
-            if layer not in self.quantised and len(self.checkpoint.shapes[self.names[sources[0]]]) == 2:
-                yield layer, self.checkpoint.dtypes[self.names[sources[0]]]
+    def _matrices(self) -> list[tuple[StoredWeight, ...]]:
+        return [parts for parts in self.weights.values() if not parts[0].codec and len(parts[0].shape) == 2]
 
-    def tensors(self):
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (canonical name, tensor) in the file's dtype: mapped where the file has it whole, else built one
         layer at a time. Quantised layers also yield `weight_scale` and `input_scale` (float32 scalars)."""
-        for layer, sources in self.sources.items():
-            parts = [self.checkpoint[self.names[source]] for source in sources]
-            weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        for layer, parts in self.weights.items():
+            read = [part.read(self.checkpoint) for part in parts]
+            weight = read[0]["weight"] if len(read) == 1 else torch.cat([part["weight"] for part in read])
             if layer in self.swapped:
                 weight = torch.cat(weight.chunk(2)[::-1])
-            scales = {which: self._scale(sources, which) for which in ("weight_scale", "input_scale")}
-            if layer not in self.quantised and scales["weight_scale"] is not None:
-                weight, scales = (weight.float() * scales["weight_scale"]).to(weight.dtype), {}
-            elif layer in self.quantised and scales["weight_scale"] is None:
-                raise KleinError(
-                    f"{self.checkpoint.path.name} lacks the scale of its fp8 layer {layer}: it is incomplete, download it again."
-                )
             yield f"{layer}.weight", weight
-            yield from ((f"{layer}.{which}", scale) for which, scale in scales.items() if scale is not None)
-
-    def _scale(self, sources: list[str], which: str) -> torch.Tensor | None:
-        layers = [self.names[source].removesuffix(".weight") for source in sources]
-        names = [scale_name(self.checkpoint, layer, which) for layer in layers]
-        if names[0] is None:
-            return None
-        if len(names) > 1:
-            raise KleinError(
-                f"{self.checkpoint.path.name} stores scaled fp8 weights under diffusers names, which cannot be fused "
-                f"exactly: load the fp8 file with BFL names (flux-2-klein-9b-fp8.safetensors) instead."
-            )
-        scale = self.checkpoint[names[0]].float()
-        if which == "input_scale" and (self._precise(sources[0]) or (names[0].endswith(".scale_input") and scale == 1)):
-            return None  # 1 is what the older scheme writes when it knows no scale
-        return scale
-
-    def _precise(self, source: str) -> bool:
-        return self.quantised.get(source, {}).get("full_precision_matrix_mult", False)
+            yield from ((f"{layer}.{which}", scale) for which, scale in read[0].items() if which != "weight")
 
 
-def flow_prefix(names) -> str | None:
+def flow_prefix(names: Iterable[str]) -> str | None:
     """The prefix before the flow model's names, None when there is no FLUX.2 flow model."""
     for prefix in FLOW_PREFIXES:
         if f"{prefix}double_stream_modulation_img.lin.weight" in names:
@@ -144,7 +135,7 @@ def flow_prefix(names) -> str | None:
     return None
 
 
-def encoder_prefix(names) -> str | None:
+def encoder_prefix(names: Iterable[str]) -> str | None:
     """The prefix before `layers.N` and `embed_tokens` of a Hugging Face language model, None when there is none."""
     for name in names:
         if name.endswith("embed_tokens.weight"):
@@ -154,60 +145,87 @@ def encoder_prefix(names) -> str | None:
 
 def flow_plan(checkpoint: Checkpoint) -> Plan:
     """The plan of a FLUX.2 flow model under BFL or diffusers names, with or without a prefix."""
-    prefix = flow_prefix(checkpoint.shapes)
-    names = _weights(checkpoint, prefix)
-    diffusers = "x_embedder" in names
+    prefix = flow_prefix(checkpoint.shapes) or ""
+    names = [name.removeprefix(prefix) for name in checkpoint.shapes if name.startswith(prefix)]
+    diffusers = f"{prefix}x_embedder.weight" in checkpoint
     sources = {}
     for layer, theirs in DIFFUSERS_LAYERS.items():
         stack = (theirs[0] if diffusers else layer).partition(".N.")[0]
         for number in range(block_count(names, stack)) if ".N." in layer else [None]:
             mine = _numbered(layer, number)
             sources[mine] = [_numbered(name, number) for name in theirs] if diffusers else [mine]
-    return _plan(checkpoint, prefix, names, sources, frozenset({SWAPPED}) if diffusers else frozenset())
+    plan = _plan(checkpoint, prefix, sources, frozenset({SWAPPED}) if diffusers else frozenset())
+    strange = [name for name in plan.unused if name.startswith(prefix) and not name.endswith("scaled_fp8")]
+    if strange:
+        raise KleinError(
+            f"{checkpoint.path.name} holds {len(strange)} tensors that no klein model has (first: {strange[0]}): choose another file."
+        )
+    return plan
 
 
 def encoder_plan(checkpoint: Checkpoint, layers: int) -> Plan:
     """The plan of a Qwen3 model's embedding and first `layers` layers; what lies above is not part of it."""
-    prefix = encoder_prefix(checkpoint.shapes)
-    names = _weights(checkpoint, prefix)
+    prefix = encoder_prefix(checkpoint.shapes) or ""
     sources = {"embed_tokens": ["embed_tokens"]}
     for number in range(layers):
         for part in QWEN3_LAYER:
             sources[f"layers.{number}.{part}"] = [f"layers.{number}.{part}"]
-    return _plan(checkpoint, prefix, names, sources)
+    plan = _plan(checkpoint, prefix, sources)
+    read = tuple(f"{prefix}layers.{number}." for number in range(layers))
+    strange = [name for name in plan.unused if name.startswith(read)]
+    if strange:
+        raise KleinError(
+            f"{checkpoint.path.name} holds {len(strange)} tensors that Qwen3's layers do not have (first: {strange[0]}): choose "
+            f"another file."
+        )
+    return plan
 
 
-def block_count(names, stack: str) -> int:
-    """How many blocks `stack.0`, `stack.1`, ... the names speak of: the highest number plus one."""
-    return max((int(match[1]) + 1 for name in names if (match := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))), default=0)
+def block_count(names: Iterable[str], stack: str) -> int:
+    """How many blocks `stack.0`, `stack.1`, ... there are, without a gap."""
+    numbers = {int(match[1]) for name in names if (match := re.match(rf"{re.escape(stack)}\.(0|[1-9]\d{{0,3}})\.", name))}
+    return next(number for number in range(len(numbers) + 1) if number not in numbers)
 
 
-def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, str]:
-    """Layer name without prefix -> tensor name in the file."""
-    names = {}
-    for name in checkpoint.shapes:
-        if name.startswith(prefix) and not is_quantisation_name(name):
-            names[re.sub(r"\.(weight|scale)$", "", name.removeprefix(prefix))] = name
-    return names
-
-
-def _plan(checkpoint, prefix, names, sources, swapped=frozenset()) -> Plan:
-    wanted = [source for group in sources.values() for source in group]
-    missing = [source for source in wanted if source not in names]
+def _plan(checkpoint: Checkpoint, prefix: str, sources: dict[str, list[str]], swapped=frozenset()) -> Plan:
+    found = {source: _leaf(checkpoint, f"{prefix}{source}", layer) for layer, group in sources.items() for source in group}
+    missing = [source for source, leaf in found.items() if leaf is None]
     if missing:
         raise KleinError(
-            f"{checkpoint.path.name} lacks {len(missing)} of the {len(wanted)} tensors of this model (first: "
+            f"{checkpoint.path.name} lacks {len(missing)} of the {len(found)} tensors of this model (first: "
             f"{prefix}{missing[0]}.weight): it is incomplete or was saved by another program, download it again."
         )
-    in_file = quantised_layers(checkpoint)
-    quantised = {}
-    for layer, group in sources.items():
-        for source in group:
-            settings = in_file.get(f"{prefix}{source}") or in_file.get(source)
-            if settings and checkpoint.dtypes[names[source]] in FP8:
-                quantised[layer] = settings
-    unused = sorted(set(names.values()) - {names[source] for source in wanted})
-    return Plan(checkpoint, sources, {s: names[s] for s in wanted}, unused, quantised, swapped)
+    markers = Markers(checkpoint)
+    weights = {
+        layer: tuple(markers.stored(prefix, source, found[source] or "") for source in group)
+        for layer, group in sources.items()
+    }
+    for layer, parts in weights.items():
+        _stacked([part.shape for part in parts], checkpoint, layer)
+        if len(parts) > 1 and any(part.codec for part in parts):
+            raise KleinError(
+                f"{checkpoint.path.name} stores scaled fp8 weights under diffusers names, which cannot be fused "
+                f"exactly: load the fp8 file with BFL names (flux-2-klein-9b-fp8.safetensors) instead."
+            )
+    used = {f"{prefix}{source}" for source in found}
+    unused = sorted(name for name in checkpoint.shapes if name.rpartition(".")[0] not in used)
+    return Plan(checkpoint, weights, unused, swapped)
+
+
+def _leaf(checkpoint: Checkpoint, path: str, layer: str) -> str | None:
+    """What the weight of a layer is called in the file: some write the scale of a norm as `scale`."""
+    leaves = ("weight", "scale") if layer.endswith("_norm") else ("weight",)
+    return next((leaf for leaf in leaves if f"{path}.{leaf}" in checkpoint), None)
+
+
+def _stacked(shapes: list[tuple[int, ...]], checkpoint: Checkpoint | None = None, layer: str = "") -> tuple[int, ...]:
+    """The shape of weights on top of each other; KleinError where they do not fit."""
+    if len(shapes) == 1:
+        return shapes[0]
+    if len({shape[1:] for shape in shapes}) > 1 or not all(shapes):
+        name = checkpoint.path.name if checkpoint else "The file"
+        raise KleinError(f"{name} stores {layer} in parts of shapes {shapes}, which do not fit: download it again.")
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _numbered(pattern: str, number: int | None) -> str:

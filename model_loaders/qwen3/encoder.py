@@ -64,19 +64,39 @@ def read_encoder(path: str | Path) -> EncoderFile:
 
 
 def _sizes(plan: Plan) -> EncoderSizes:
-    shapes = plan.shapes
-    vocabulary, hidden = shapes["embed_tokens.weight"]
-    head = shapes["layers.0.self_attn.q_norm.weight"][0]
-    q, k = (shapes[f"layers.0.self_attn.{part}_proj.weight"][0] for part in "qk")
-    sizes = EncoderSizes(hidden, q // head, k // head, head, shapes["layers.0.mlp.gate_proj.weight"][0], vocabulary)
-    expected = {name: tuple(p.shape) for name, p in Qwen3Encoder(sizes, device="meta").model.state_dict().items()}
-    for name, shape in shapes.items():
-        if shape != expected[name]:
-            raise KleinError(
-                f"{name} in {plan.checkpoint.path.name} has shape {list(shape)}, expected {list(expected[name])} for hidden "
-                f"size {hidden}: the file mixes two models, download it again."
-            )
+    vocabulary, hidden = plan.sides("embed_tokens.weight", 2)
+    (head,) = plan.sides("layers.0.self_attn.q_norm.weight", 1)
+    q, k = (plan.sides(f"layers.0.self_attn.{part}_proj.weight", 2)[0] for part in "qk")
+    mlp, _ = plan.sides("layers.0.mlp.gate_proj.weight", 2)
+    if head % 2 or q % head or k % head or q % k:
+        raise KleinError(
+            f"{plan.checkpoint.path.name} has {q} query and {k} key features in heads of {head}, expected whole even heads, and "
+            f"queries a multiple of keys: download it again."
+        )
+    sizes = EncoderSizes(hidden, q // head, k // head, head, mlp, vocabulary)
+    plan.expect(expected_shapes(sizes), f"hidden size {hidden}")
     return sizes
+
+
+def expected_shapes(sizes: EncoderSizes) -> dict[str, tuple[int, ...]]:
+    """Canonical weight name -> shape, for an encoder of these sizes."""
+    hidden, head, mlp = sizes.hidden_size, sizes.head_dim, sizes.mlp_hidden
+    q, k = sizes.num_heads * head, sizes.num_kv_heads * head
+    layer = {
+        "self_attn.q_proj": (q, hidden),
+        "self_attn.k_proj": (k, hidden),
+        "self_attn.v_proj": (k, hidden),
+        "self_attn.o_proj": (hidden, q),
+        "self_attn.q_norm": (head,),
+        "self_attn.k_norm": (head,),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    shapes = {f"layers.{i}.{part}.weight": shape for i in range(sizes.layers) for part, shape in layer.items()}
+    return {"embed_tokens.weight": (sizes.vocabulary, hidden), **shapes}
 
 
 class Qwen3Encoder(nn.Module):

@@ -57,7 +57,7 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
     clip = comfy.sd.CLIP(target, model_options=options, **clip_options(disable_dynamic))
     clip.cond_stage_model.load_device = clip.patcher.load_device  # the host may have chosen another that can cast
     clip.patcher.cached_patcher_init = (load_patcher, (path, device))
-    logging.info(f"Klein encoder {file.name}: {len(file.plan.sources)} layers read, {len(file.plan.unused)} left in the file")
+    logging.info(f"Klein encoder {file.name}: {len(file.plan.weights)} layers read, {len(file.plan.unused)} left in the file")
     return clip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.conds
@@ -21,6 +22,7 @@ from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
+from ...model_loaders.formats.codecs import FLOAT8, Codec
 from ...model_loaders.formats.identify import encoder_for
 from .compat import new_patcher
 from .operations import flow_operations, native_tensors
@@ -62,14 +64,14 @@ def detached(patcher, unpatch_all: bool) -> None:
         patcher.model.give_back()
 
 
-def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, dict]]:
-    """(dtype of the plain weights, fp8 layers with their settings) in memory, for a file and the user's choice."""
+def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, Codec]]:
+    """(dtype of the plain weights, codecs of the others by layer) in memory, for a file and the user's choice."""
     if weight_dtype is None or weight_dtype.itemsize > 1:
         return weight_dtype or file.dtype, file.plan.quantised
     matrices = [name for name, shape in file.plan.shapes.items() if is_block_matrix(name, shape)]
     # Newer hosts would round the activations too: rounding the weights is all that was asked for.
-    settings = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
-    rounded = {name.removesuffix(".weight"): settings for name in matrices}
+    precise = replace(FLOAT8, full_precision_matrix_mult=True)
+    rounded = {name.removesuffix(".weight"): precise for name in matrices}
     return file.dtype, rounded | file.plan.quantised
 
 
@@ -80,7 +82,7 @@ def variant_of(name: str) -> str:
     return "base" if "base" in words else "kv" if "kv" in words else "distilled"
 
 
-def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, dict], uniform: bool) -> KleinModel:
+def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, Codec], uniform: bool) -> KleinModel:
     device = comfy.model_management.get_torch_device()
     config = comfy.supported_models.Flux2(
         {

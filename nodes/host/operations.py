@@ -10,9 +10,11 @@ import comfy.ops
 import torch
 from comfy.cli_args import args
 
+from ...model_loaders.formats.codecs import Codec
 
-def flow_operations(quantised: dict[str, dict], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
-    """The layers of a flow model with fp8 layers `quantised` (name -> settings), else with all weights of `dtype` (None:
+
+def flow_operations(quantised: dict[str, Codec], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
+    """The layers of a flow model with the layers `quantised`, else with all weights of `dtype` (None:
     of several, each cast to its input's), computed in `compute_dtype` (None: in their own)."""
     if quantised:
         precise = not comfy.model_management.supports_fp8_compute(load_device)
@@ -22,19 +24,19 @@ def flow_operations(quantised: dict[str, dict], dtype: torch.dtype | None, compu
     return comfy.ops.pick_operations(dtype, compute_dtype, load_device)
 
 
-def encoder_operations(quantised: dict[str, dict], compute_dtype: torch.dtype):
+def encoder_operations(quantised: dict[str, Codec], compute_dtype: torch.dtype):
     """The layers of a text encoder: weights are cast to their input's dtype, and never multiplied in fp8."""
     return _mixed(quantised, compute_dtype, True) if quantised else comfy.ops.manual_cast
 
 
-def _mixed(quantised: dict[str, dict], compute_dtype: torch.dtype, precise: bool):
+def _mixed(quantised: dict[str, Codec], compute_dtype: torch.dtype, precise: bool):
     if _reads_comfy_quant():
         return comfy.ops.mixed_precision_ops({}, compute_dtype, full_precision_mm=precise)
-    layers = {layer: {"format": settings["format"]} for layer, settings in quantised.items()}
+    layers = {layer: {"format": codec.name} for layer, codec in quantised.items()}
     return comfy.ops.mixed_precision_ops(layers, compute_dtype, full_precision_mm=precise)
 
 
-def native_tensors(tensors, quantised: dict[str, dict]) -> dict[str, torch.Tensor]:
+def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tensor]:
     """The engine's stream (name, tensor) as a state dict in the host's own way of marking fp8 layers. Layers with a
     scale that are not among `quantised` are dequantised."""
     state = dict(tensors)
@@ -46,16 +48,16 @@ def native_tensors(tensors, quantised: dict[str, dict]) -> dict[str, torch.Tenso
             state[f"{layer}.weight"] = state[f"{layer}.weight"].float() * state.pop(name)
             state.pop(f"{layer}.input_scale", None)
     if _reads_comfy_quant():
-        for layer, settings in quantised.items():
-            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+        for layer, codec in quantised.items():
+            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(codec.settings).encode()), dtype=torch.uint8)
     return state
 
 
-def native_layers(quantised: dict[str, dict]) -> dict[str, dict]:
+def native_layers(quantised: dict[str, Codec]) -> dict[str, Codec]:
     """The fp8 layers that the host can keep as such: 0.3.75 knows linear layers only."""
     if _reads_comfy_quant():
         return quantised
-    return {layer: settings for layer, settings in quantised.items() if not layer.endswith("embed_tokens")}
+    return {layer: codec for layer, codec in quantised.items() if not layer.endswith("embed_tokens")}
 
 
 def _reads_comfy_quant() -> bool:

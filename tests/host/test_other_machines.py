@@ -114,7 +114,7 @@ def test_rounding_weights_to_fp8_never_asks_for_fp8_products(adapters, tmp_path)
     """Hosts that multiply in fp8 would round the activations too."""
     path = small.save(small.flow_state(**small.FLOW), tmp_path / "flow.safetensors")
     _, layers = adapters["flow"].storage(adapters["flow"].read_flow(path), torch.float8_e4m3fn)
-    assert layers and all(settings["full_precision_matrix_mult"] for settings in layers.values())
+    assert layers and all(codec.full_precision_matrix_mult for codec in layers.values())
 
 
 def test_older_fp8_files_say_when_products_are_in_full_precision_and_1_is_no_input_scale(adapters, tmp_path):
@@ -122,13 +122,13 @@ def test_older_fp8_files_say_when_products_are_in_full_precision_and_1_is_no_inp
     layers = [name.removesuffix(".scale_weight") for name in state if name.endswith(".scale_weight")]
     state |= {f"{layer}.scale_input": torch.tensor(1.0) for layer in layers}
     plain = adapters["flow"].read_flow(small.save(state, tmp_path / "a.safetensors")).plan
-    assert not any("full_precision_matrix_mult" in settings for settings in plain.quantised.values())
+    assert not any(codec.full_precision_matrix_mult for codec in plain.quantised.values())
     assert not any(name.endswith("input_scale") for name, _ in plain.tensors())
     state |= {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)} | {
         f"{layer}.scale_input": torch.tensor(0.5) for layer in layers
     }
     precise = adapters["flow"].read_flow(small.save(state, tmp_path / "b.safetensors")).plan
-    assert all(settings["full_precision_matrix_mult"] for settings in precise.quantised.values())
+    assert all(codec.full_precision_matrix_mult for codec in precise.quantised.values())
     assert not any(name.endswith("input_scale") for name, _ in precise.tensors())
 
 
