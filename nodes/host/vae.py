@@ -4,39 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.diffusers_convert
 import comfy.sd
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder
 
 from ...model_loaders.errors import KleinError
-from ...model_loaders.formats.files import open_checkpoint
-from ...model_loaders.formats.identify import require
-from ...model_loaders.formats.names import block_count
-
-COUNTER = "bn.num_batches_tracked"  # of training, in some files only
-PREFIXES = ("vae.", "first_stage_model.")
+from ...model_loaders.vae.load import Half, VAEFile, read_vae
 
 
 def load_vae(path: Path):
-    """A VAE from a file or diffusers folder: flux2-vae, the small decoder, or any other widths. Raises KleinError for
-    another model's."""
-    checkpoint = open_checkpoint(path, subfolder="vae")
-    require(checkpoint, "vae")
-    prefix = next((p for p in PREFIXES if f"{p}decoder.conv_in.weight" in checkpoint), "")
-    state = {_host_name(name.removeprefix(prefix)): checkpoint[name] for name in checkpoint.shapes if name.startswith(prefix)}
-    if "decoder.up_blocks.0.resnets.0.norm1.weight" in state:
-        state = comfy.diffusers_convert.convert_vae_state_dict(state)
-    state.pop(COUNTER, None)
+    """A VAE from a file or diffusers folder: flux2-vae, the small decoder, or any other widths. Raises KleinError before
+    any weight is read when it is another model's."""
+    file = read_vae(path)
     try:
-        vae = _build(state)
+        vae = _build(file)
     except (KeyError, IndexError, RuntimeError) as error:
-        raise KleinError(f"{path.name} does not make a FLUX.2 VAE ({error}): it is incomplete, download it again.") from error
-    missing = [name for name in vae.first_stage_model.state_dict() if name not in state and name != COUNTER]
-    if missing:
-        raise KleinError(
-            f"{path.name} lacks {len(missing)} tensors of the FLUX.2 VAE (first: {missing[0]}): it is incomplete, download it again."
-        )
+        raise KleinError(f"{Path(path).name} does not make a FLUX.2 VAE ({error}): download it again.") from error
     vae.patcher.cached_patcher_init = (load_patcher, (path,))
     return vae
 
@@ -51,9 +34,10 @@ def _host_name(name: str) -> str:
     return name.replace("encoder.quant_conv.", "quant_conv.").replace("decoder.post_quant_conv.", "post_quant_conv.")
 
 
-def _build(state: dict[str, torch.Tensor]):
-    encoder, decoder = _widths(state, "encoder.down"), _widths(state, "decoder.up")
-    config = {"ddconfig": encoder, "embed_dim": state["post_quant_conv.weight"].shape[1]}
+def _build(file: VAEFile):
+    state = {_host_name(name): tensor for name, tensor in file.tensors()}
+    encoder, decoder = _config(file, file.encoder, 0), _config(file, file.decoder, 1)
+    config = {"ddconfig": encoder, "embed_dim": file.channels}
     if encoder == decoder:
         vae = comfy.sd.VAE(sd=state, config={"params": config})
     else:  # the host builds both halves with one width: its decoder is replaced before the weights go in
@@ -66,26 +50,24 @@ def _build(state: dict[str, torch.Tensor]):
         vae.first_stage_model.decoder = own.eval().to(vae.vae_dtype)
         vae.size = None
         vae.model_size()
-    vae.latent_channels = 4 * encoder["z_channels"]
-    vae.downscale_ratio = vae.upscale_ratio = 2 * 2 ** (len(encoder["ch_mult"]) - 1)
+    vae.latent_channels = 4 * file.channels
+    vae.downscale_ratio = vae.upscale_ratio = 2 ** len(file.encoder.widths)
     decode = vae.memory_used_decode
     vae.memory_used_decode = lambda shape, dtype: 4 * decode(shape, dtype)  # its latents are at half the usual scale
     return vae
 
 
-def _widths(state: dict[str, torch.Tensor], stack: str) -> dict:
-    """The host's configuration of one half, from tensor shapes."""
-    levels, blocks = block_count(state, stack), block_count(state, f"{stack}.0.block")
-    widths = [state[f"{stack}.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
+def _config(file: VAEFile, half: Half, more_blocks: int) -> dict:
+    """The host's configuration of one half; its decoder has one block more a level than it says."""
     return {
         "double_z": True,
-        "z_channels": state["decoder.conv_in.weight"].shape[1],
+        "z_channels": file.channels,
         "resolution": 256,
         "in_channels": 3,
         "out_ch": 3,
-        "ch": widths[0],
-        "ch_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": blocks - (stack == "decoder.up"),
+        "ch": half.widths[0],
+        "ch_mult": [width // half.widths[0] for width in half.widths],
+        "num_res_blocks": half.blocks - more_blocks,
         "attn_resolutions": [],
         "dropout": 0.0,
         "batch_norm_latent": True,

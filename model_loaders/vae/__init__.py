@@ -1,0 +1,1 @@
+"""The FLUX.2 autoencoder's file: its header, names and widths."""
