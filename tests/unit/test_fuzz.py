@@ -41,7 +41,7 @@ def bases() -> dict[str, tuple[str, dict, dict]]:
     files = {
         "flow": ("flow", flow, {}),
         "encoder": ("encoder", encoder, {}),
-        "vae": ("vae", small.vae_state(small.vae_oracle(widths=(32, 32))), {}),
+        "vae": ("vae", small.vae_state(small.vae_oracle(widths=(32, 32, 32, 32))), {}),
     }
     for scheme in ("metadata", "comfy_quant", "scaled_fp8"):
         files[f"flow in fp8, {scheme}"] = ("flow", *small.fp8_state(flow, scheme)[:2])
