@@ -2,7 +2,7 @@
 
 import pytest
 
-from fixtures.graph import ENCODER, FLOW, Graph, picture
+from fixtures.graph import ENCODER, FLOW, ExampleGraph, picture
 from tools import provision, small
 from tools.server import Server
 
@@ -41,7 +41,7 @@ def comfy(tmp_path_factory, oracle):
 @pytest.fixture
 def graph(comfy):
     """The example workflow in API format, with the float32 files, at 256x192, saving the latent too."""
-    return Graph(comfy)
+    return ExampleGraph(comfy)
 
 
 @pytest.fixture

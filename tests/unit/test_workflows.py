@@ -28,7 +28,7 @@ def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_lin
 
 @pytest.mark.parametrize("graph", NINE, ids=[graph.name for graph in NINE])
 def test_a_graph_of_the_9b_says_its_licence_and_where_its_files_are(graph):
-    nodes = graph.canvas()["nodes"]
+    nodes = graph.frontend()["nodes"]
     (text,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
     assert "Non-Commercial" in text and "gated" in text and "Apache 2.0" in text
     models = [model for node in nodes for model in node["properties"].get("models", ())]
@@ -38,13 +38,13 @@ def test_a_graph_of_the_9b_says_its_licence_and_where_its_files_are(graph):
 def test_references_that_a_graph_paints_itself_stay_the_same_from_run_to_run():
     """A cache across runs would never be used otherwise."""
     for graph in GRAPHS:
-        widgets = [node["widgets_values"] for node in graph.canvas()["nodes"] if node["type"] == "KleinDistilledSampler"]
+        widgets = [node["widgets_values"] for node in graph.frontend()["nodes"] if node["type"] == "KleinDistilledSampler"]
         assert [values[1] for values in widgets] == ["fixed"] * (len(widgets) - 1) + ["randomize"]
 
 
 def test_node_numbers_links_and_slots_agree():
     for graph in GRAPHS:
-        data = json.loads(build.text_of(graph.canvas()))
+        data = json.loads(build.text_of(graph.frontend()))
         nodes = {node["id"]: node for node in data["nodes"]}
         for number, source, output, target, slot, kind in data["links"]:
             assert number in nodes[source]["outputs"][output]["links"] and nodes[source]["outputs"][output]["type"] == kind

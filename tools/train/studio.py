@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from workflows.graph import Graph, Link, out
+
 from . import world
 from .judge import Verdict, judge
 
@@ -57,44 +59,29 @@ def verdicts(images: list[np.ndarray], jobs: list[Job]) -> list[Verdict]:
 
 
 def _graph(comfy, jobs: list[Job], steps: int, seed: int, cache: str, flow: str) -> tuple[dict, list[str]]:
-    graph = {
-        "flow": node("KleinFlowLoader", flow_name=flow, weight_dtype="default", variant="auto"),
-        "cached": node("KleinReferenceCache", model=["flow", 0], mode=cache, device="gpu", dtype="model"),
-        "clip": node("KleinQwen3EncoderLoader", encoder_name=ENCODER, device="default"),
-        "vae": node("KleinVAELoader", vae_name=VAE),
-        "empty": node("EmptyFlux2LatentImage", width=world.SIZE, height=world.SIZE, batch_size=1),
-    }
+    graph = Graph("studio", "studio")
+
+    def add(class_type: str, output: int = 0, **inputs) -> Link:
+        return out(graph, graph.add(class_type, **inputs), output)
+
+    model = add("KleinReferenceCache", model=add("KleinFlowLoader", flow_name=flow), mode=cache)
+    clip, vae = add("KleinQwen3EncoderLoader", encoder_name=ENCODER), add("KleinVAELoader", vae_name=VAE)
+    side = dict(width=world.SIZE, height=world.SIZE)
+    empty = add("EmptyFlux2LatentImage", **side)
     saves = []
     for i, job in enumerate(jobs):
-        graph[f"prompt{i}"] = node("KleinPrompt", clip=["clip", 0], text=job.prompt)
-        positive, latent = [f"prompt{i}", 0], ["empty", 0]
-        if job.references:
-            strengths, chain = job.strengths or (1.0,) * len(job.references), {}
-            for k, (scene, strength) in enumerate(zip(job.references, strengths)):
-                graph[f"image{i}_{k}"] = node("LoadImage", image=upload(comfy, scene, job.keep))
-                mask = {"mask": [f"image{i}_{k}", 1]} if job.keep else {}
-                graph[f"reference{i}_{k}"] = node(
-                    "KleinReference", image=[f"image{i}_{k}", 0], strength=strength, start_percent=0.0, end_percent=1.0,
-                    **mask, **chain,
-                )  # fmt: skip
-                chain = {"references": [f"reference{i}_{k}", 0]}
-            graph[f"references{i}"] = node(
-                "KleinMultiReference", positive=positive, vae=["vae", 0], sizing="exact", max_megapixels=1.0,
-                width=world.SIZE, height=world.SIZE, batch_size=1, **chain,
-            )  # fmt: skip
-            positive, latent = [f"references{i}", 0], [f"references{i}", 2]
-        graph[f"sampler{i}"] = node(
-            "KleinDistilledSampler", model=["cached", 0], positive=positive, latent_image=latent, seed=seed + i, steps=steps,
-            cfg=1.0, denoise=1.0, schedule="official",
-        )  # fmt: skip
-        graph[f"decode{i}"] = node("VAEDecode", samples=[f"sampler{i}", 0], vae=["vae", 0])
-        graph[f"save{i}"] = node("SaveImage", images=[f"decode{i}", 0], filename_prefix=f"tiny{next(numbers)}")
-        saves.append(f"save{i}")
-    return graph, saves
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
+        positive, latent, chain = add("KleinPrompt", clip=clip, text=job.prompt), empty, {}
+        for scene, strength in zip(job.references, job.strengths or (1.0,) * len(job.references), strict=True):
+            image = graph.add("LoadImage", image=upload(comfy, scene, job.keep))
+            mask = {"mask": out(graph, image, 1)} if job.keep else {}
+            chain = {"references": add("KleinReference", image=out(graph, image), strength=strength, **mask, **chain)}
+        if chain:
+            both = graph.add("KleinMultiReference", positive=positive, vae=vae, **side, **chain)
+            positive, latent = out(graph, both), out(graph, both, 2)
+        sampled = add("KleinDistilledSampler", model=model, positive=positive, latent_image=latent, seed=seed + i, steps=steps)
+        image = add("VAEDecode", samples=sampled, vae=vae)
+        saves.append(str(graph.add("SaveImage", images=image, filename_prefix=f"tiny{next(numbers)}")))
+    return graph.api(), saves
 
 
 def upload(comfy, scene: world.Scene, keep: str = "") -> str:

@@ -1,0 +1,168 @@
+"""Graphs of nodes: built once, written for the API and for the frontend. The templates, the tests and whoever queues a run
+build theirs with it, so that a node's inputs and defaults stand in one table."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+HUB = "https://huggingface.co"
+KLEIN, ENCODERS = f"{HUB}/black-forest-labs/FLUX.2-klein", f"{HUB}/Comfy-Org/flux2-klein"
+FLOW, KV, ENCODER, VAE = (
+    "flux-2-klein-9b-fp8.safetensors",
+    "flux-2-klein-9b-kv-fp8.safetensors",
+    "qwen_3_8b_fp8mixed.safetensors",
+    "flux2-vae.safetensors",
+)
+URLS = {
+    FLOW: f"{KLEIN}-9b-fp8/resolve/main/{FLOW}",
+    KV: f"{KLEIN}-9b-kv-fp8/resolve/main/{KV}",
+    ENCODER: f"{ENCODERS}-9B/resolve/main/split_files/text_encoders/{ENCODER}",
+    VAE: f"{HUB}/Comfy-Org/flux2-dev/resolve/main/split_files/vae/{VAE}",
+}
+
+
+@dataclass
+class NodeType:
+    """A node class as the frontend shows it: link inputs (name, type; a name that ends in ? may stay empty), outputs, widgets
+    with their defaults, column, size, and the folder of the model files that its first widget names."""
+
+    links: list[tuple[str, str]]
+    outputs: list[tuple[str, str]]
+    widgets: dict
+    column: int
+    size: tuple[int, int]
+    folder: str = ""
+
+
+NODE_TYPES = {
+    "KleinFlowLoader": NodeType([], [("MODEL", "MODEL")], {"flow_name": FLOW, "weight_dtype": "default", "variant": "auto"}, 0, (400, 130), "diffusion_models"),
+    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, 2, (320, 190)),
+    "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, 0, (400, 110), "text_encoders"),
+    "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, 0, (400, 80), "vae"),
+    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, 1, (400, 240)),
+    "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, 1, (400, 130)),
+    "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, 4, (280, 310)),
+    "SolidMask": NodeType([], [("MASK", "MASK")], {"value": 0.0, "width": 64, "height": 64}, 4, (280, 130)),
+    "MaskComposite": NodeType(
+        [("destination", "MASK"), ("source", "MASK")], [("MASK", "MASK")], {"x": 0, "y": 0, "operation": "add"}, 4, (280, 150)
+    ),
+    "KleinReference": NodeType(
+        [("image", "IMAGE"), ("references?", "KLEIN_REFERENCES"), ("mask?", "MASK")], [("references", "KLEIN_REFERENCES")],
+        {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, 1, (400, 170),
+    ),
+    "KleinMultiReference": NodeType(
+        [("positive", "CONDITIONING"), ("vae", "VAE"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(1, 5)), ("references?", "KLEIN_REFERENCES")],
+        [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
+        {"sizing": "exact", "max_megapixels": 1.0, "width": 0, "height": 0, "batch_size": 1}, 1, (400, 420),
+    ),
+    "KleinDistilledSampler": NodeType(
+        [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
+        [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 2, (320, 300),
+    ),
+    "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
+    "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 2, (320, 90)),
+    "PreviewImage": NodeType([("images", "IMAGE")], [], {}, 3, (420, 300)),
+    "SaveImage": NodeType([("images", "IMAGE")], [], {"filename_prefix": "klein"}, 3, (420, 460)),
+}  # fmt: skip
+COLUMNS = (40, 480, 920, 1280, -280)  # left edges
+BESIDE = {"seed": ["randomize"], "image": ["image"]}  # what the frontend keeps after a widget's value
+
+
+@dataclass
+class Graph:
+    """Nodes in the order of `add`; `links` are (source node, output, target node, input)."""
+
+    name: str
+    title: str
+    note: str = ""
+    nodes: list = field(default_factory=list)
+    links: list = field(default_factory=list)
+    fixed: list = field(default_factory=list)  # samplers that keep their seed from run to run
+
+    def add(self, class_type: str, **inputs) -> int:
+        """A node; inputs are values of widgets, or outputs of other nodes as `out` gives them. Returns its number."""
+        number = len(self.nodes) + 1
+        values = {
+            **NODE_TYPES[class_type].widgets,
+            **{name: value for name, value in inputs.items() if not isinstance(value, Link)},
+        }
+        names = [name.removesuffix("?") for name, _ in NODE_TYPES[class_type].links]
+        for name in names:
+            if name in inputs:
+                self.links.append((inputs[name], number, name))
+        self.nodes.append((number, class_type, values))
+        return number
+
+    def api(self) -> dict:
+        out = {str(number): {"class_type": class_type, "inputs": dict(values)} for number, class_type, values in self.nodes}
+        for link, target, name in self.links:
+            out[str(target)]["inputs"][name] = [str(link.node), link.output]
+        return out
+
+    def frontend(self) -> dict:
+        tops = dict.fromkeys(range(len(COLUMNS)), 60)
+        nodes = []
+        for number, class_type, values in self.nodes:
+            nodes.append(self._node(number, class_type, values, tops))
+        if self.note:
+            place = [COLUMNS[2], max(tops[2], tops[3]) + 40]
+            nodes.append({
+                "id": len(nodes) + 1, "type": "MarkdownNote", "pos": place, "size": [780, 400], "flags": {}, "order": len(nodes),
+                "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [self.note],
+                "color": "#432", "bgcolor": "#653", "title": "Files, licence, settings",
+            })  # fmt: skip
+        links = []
+        for number, (link, target, name) in enumerate(self.links, start=1):
+            links.append([number, link.node, link.output, target, self._slot(target, name), link.type])
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)), "revision": 0, "last_node_id": len(nodes),
+            "last_link_id": len(links), "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
+        }  # fmt: skip
+
+    def _slot(self, number: int, name: str) -> int:
+        class_type = self.nodes[number - 1][1]
+        return [each.removesuffix("?") for each, _ in NODE_TYPES[class_type].links].index(name)
+
+    def _node(self, number: int, class_type: str, values: dict, tops: dict) -> dict:
+        look = NODE_TYPES[class_type]
+        place = [COLUMNS[look.column], tops[look.column]]
+        tops[look.column] += look.size[1] + 50
+        incoming = {name: i for i, (_, target, name) in enumerate(self.links, start=1) if target == number}
+        inputs = []
+        for name, type_ in look.links:
+            bare = name.removesuffix("?")
+            inputs.append({"name": bare, "type": type_, "link": incoming.get(bare), **({"shape": 7} if bare != name else {})})
+        outputs = []
+        for slot, (name, type_) in enumerate(look.outputs):
+            leaving = [i for i, (link, _, _) in enumerate(self.links, start=1) if (link.node, link.output) == (number, slot)]
+            outputs.append({"name": name, "type": type_, "links": leaving})
+        properties = {"Node name for S&R": class_type}
+        first = next(iter(values.values()), None)
+        if look.folder and first in URLS:
+            properties["models"] = [{"name": first, "url": URLS[first], "directory": look.folder}]
+        beside = BESIDE | ({"seed": ["fixed"]} if number in self.fixed else {})
+        widgets = [part for name, value in values.items() for part in (value, *beside.get(name, ()))]
+        return {
+            "id": number, "type": class_type, "pos": place, "size": list(look.size), "flags": {}, "order": number - 1, "mode": 0,
+            "inputs": inputs, "outputs": outputs, "properties": properties, "widgets_values": widgets,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Link:
+    """An output of a node of a graph, and the type of what leaves it."""
+
+    node: int
+    output: int
+    type: str
+
+
+def out(graph: Graph, node: int, output: int = 0) -> Link:
+    return Link(node, output, NODE_TYPES[graph.nodes[node - 1][1]].outputs[output][1])
+
+
+def api_node(class_type: str, **inputs) -> dict:
+    """A node in API format, its inputs those given and the defaults of the table; values or [node, output]."""
+    known = NODE_TYPES.get(class_type)
+    return {"class_type": class_type, "inputs": {**(known.widgets if known else {}), **inputs}}
