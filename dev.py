@@ -1,4 +1,4 @@
-"""python3 dev.py demo | test | bench | train | thumbnails : sets up what is needed (once), then runs it in a real ComfyUI."""
+"""python3 dev.py demo | check | test | bench | train | thumbnails : sets up what is needed (once), then runs it in a real ComfyUI."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent
 
 COMMANDS = {
     "demo": ["-m", "tools.demo"],
+    "check": ["-m", "tools.check"],
     "test": ["-m", "pytest"],
     "bench": ["-m", "benchmarks.run"],
     "train": ["-m", "tools.train.run"],

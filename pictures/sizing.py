@@ -8,6 +8,7 @@ downscaling only); `one_megapixel`, ComfyUI's template for klein.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,10 @@ class Canvas:
 
     def to_source(self, x: float, y: float) -> tuple[float, float]:
         """The place in the source of a place on the canvas; pixel i covers i to i + 1."""
-        return tuple(
+        across, down = (
             (at + cut) * whole / scaled for at, cut, whole, scaled in zip((x, y), self.offset, self.source, self.scaled)
         )
+        return across, down
 
 
 def fit(source: Size, sizing: str = "exact", max_megapixels: float = 1.0, several: bool = False) -> Canvas:
@@ -53,9 +55,9 @@ def fit(source: Size, sizing: str = "exact", max_megapixels: float = 1.0, severa
     area = source[0] * source[1]
     if sizing == "exact":
         factor = min(1.0, math.sqrt(max_megapixels * MEGAPIXEL / area))
-        size = tuple(on_grid(side * factor) for side in source)
+        size = on_grid(source[0] * factor), on_grid(source[1] * factor)
         return Canvas(source, size, (0, 0), size)
-    rounding = round
+    rounding: Callable[[float], int] = round
     if sizing == "bfl":
         factor, rounding = min(1.0, math.sqrt((BFL_SEVERAL if several else BFL_ALONE) / area)), int
     elif sizing == "one_megapixel":
@@ -64,9 +66,9 @@ def fit(source: Size, sizing: str = "exact", max_megapixels: float = 1.0, severa
         factor = 1.0
     else:
         raise ValueError(f"sizing is {sizing!r}, expected one of {', '.join(SIZINGS)}")
-    scaled = tuple(max(rounding(side * factor), GRID) for side in source)
-    size = tuple(side // GRID * GRID for side in scaled)
-    return Canvas(source, scaled, tuple((whole - kept) // 2 for whole, kept in zip(scaled, size)), size)
+    width, height = (max(rounding(side * factor), GRID) for side in source)
+    size = width // GRID * GRID, height // GRID * GRID
+    return Canvas(source, (width, height), ((width - size[0]) // 2, (height - size[1]) // 2), size)
 
 
 def on_grid(side: float) -> int:

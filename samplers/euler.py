@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 
-def sample_euler(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback=None, disable=None) -> Tensor:
+def sample_euler(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: Callable[[dict], object] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
     """Follow `sigmas` (steps + 1,) from x (B, ...) down.
 
     model(x, sigma (B,), **extra_args) returns the denoised x; callback gets {"i", "x", "sigma", "sigma_hat",

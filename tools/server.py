@@ -140,3 +140,11 @@ def anonymous_bytes(pid: int | str) -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("no Anonymous line")
+
+
+def held_files(pid: int | str, path: Path) -> set[str]:
+    """The files at or below a path that a process has open or mapped (Linux)."""
+    mapped = [line.split(maxsplit=5)[5:] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    files = {*opened, *(file for named in mapped for file in named)}
+    return {file for file in files if Path(file).is_relative_to(path.resolve())}

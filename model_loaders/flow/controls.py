@@ -38,9 +38,9 @@ NEUTRAL = Control()
 
 
 class Tokens(NamedTuple):
-    """A reference in the sequence: its index among all, tokens (B, N, channels), ids (1, N, 4), and ln of its strength."""
+    """A reference in the sequence: its number among all, tokens (B, N, channels), ids (1, N, 4), and ln of its strength."""
 
-    index: int
+    number: int
     tokens: Tensor
     ids: Tensor
     log_strength: float
@@ -49,13 +49,13 @@ class Tokens(NamedTuple):
 def select(tokens: list[Tensor], ids: list[Tensor], controls: tuple[Control, ...], progress: float) -> list[Tokens]:
     """The references that are there at this step, each with the tokens it keeps, at the places it has with all others."""
     chosen = []
-    for index, (latent, place, control) in enumerate(zip(tokens, ids, complete(controls, len(tokens)))):
+    for number, (latent, place, control) in enumerate(zip(tokens, ids, complete(controls, len(tokens)))):
         if not control.active(progress):
             continue
         if control.keep is not None:
             kept = torch.frombuffer(bytearray(control.keep), dtype=torch.bool).to(latent.device)
             latent, place = latent[:, kept], place[:, kept]
-        chosen.append(Tokens(index, latent, place, math.log(control.strength)))
+        chosen.append(Tokens(number, latent, place, math.log(control.strength)))
     return chosen
 
 

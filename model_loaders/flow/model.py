@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .controls import Control, add_masks, progress, select, strength_bias
-from .positions import image_ids, rotate, rotations, text_ids
+from .positions import box_of, image_ids, rotate, rotations, text_ids
 from .reference_kv import AS_COMPUTED, ReferenceKV, Storage
 from .sizes import FlowSizes
 
@@ -241,7 +241,7 @@ class Flow(nn.Module):
         velocity like x. With `reference_kv` (of `read_references`) the references themselves stay out of the sequence."""
         batch, _, height, width = x.shape
         latents = [x, *(ref.expand(batch, -1, -1, -1) for ref in ref_latents or () if reference_kv is None)]
-        boxes = [tuple(latent.shape[-2:]) for latent in latents]
+        boxes = [box_of(latent) for latent in latents]
         method = ref_latents_method or self.params.default_ref_method
         options = dict(transformer_options)
 
@@ -279,7 +279,7 @@ class Flow(nn.Module):
         each other alone and are modulated as at t = 0. canvas: height and width of the image in tokens, which places
         them under the methods `offset` and `uxo`."""
         tokens = [rearrange(latent, "b c h w -> b (h w) c") for latent in ref_latents]
-        boxes = [canvas, *(tuple(latent.shape[-2:]) for latent in ref_latents)]
+        boxes = [canvas, *(box_of(latent) for latent in ref_latents)]
         _, *ids = image_ids(boxes, ref_latents_method or self.params.default_ref_method, rope_options, tokens[0].device)
         references = select(tokens, ids, tuple(control.membership for control in controls), 0.0)
         found = ReferenceKV(references, storage)

@@ -16,6 +16,11 @@ REFERENCE_STEP = 10
 Box = tuple[int, int]  # height and width in tokens
 
 
+def box_of(latent: Tensor) -> Box:
+    """Of a latent (B, channels, h, w)."""
+    return latent.shape[-2], latent.shape[-1]
+
+
 def text_ids(tokens: int, device=None) -> Tensor:
     """(1, tokens, 4) float32."""
     ids = torch.zeros(1, tokens, 4, device=device)

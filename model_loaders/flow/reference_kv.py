@@ -41,10 +41,10 @@ class ReferenceKV:
 
     def __init__(self, references: list[Tokens], storage: Storage):
         self.storage = storage
-        self.spans: dict[int, slice] = {}  # index of a reference -> its tokens
+        self.spans: dict[int, slice] = {}  # number of a reference -> its tokens
         start = 0
         for reference in references:
-            self.spans[reference.index] = slice(start, start + reference.tokens.shape[1])
+            self.spans[reference.number] = slice(start, start + reference.tokens.shape[1])
             start += reference.tokens.shape[1]
         self.tokens = start
         self.blocks: dict[tuple[str, int], tuple] = {}
@@ -80,8 +80,7 @@ class ReferenceKV:
             mask = F.pad(mask, (0, added))
         if strengths:
             bias = [k.new_zeros(own), *(k.new_full((self._length(i),), s).log() for i, s in strengths.items())]
-            bias = torch.cat(bias)[None, None, None]
-            mask = add_masks(mask, bias)
+            mask = add_masks(mask, torch.cat(bias)[None, None, None])
         return k, v, mask
 
     def _read(self, kept: tuple[Tensor, Tensor | None], spans: list[slice], like: Tensor) -> list[Tensor]:

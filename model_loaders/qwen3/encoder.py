@@ -52,7 +52,7 @@ def read_encoder(path: str | Path) -> EncoderFile:
     """Open a file or Hugging Face folder and refuse, in one sentence (KleinError), all that is not a Qwen3 encoder."""
     checkpoint = open_checkpoint(path, subfolder="text_encoder")
     require(checkpoint, "encoder")
-    prefix = encoder_prefix(checkpoint.shapes)
+    prefix = encoder_prefix(checkpoint.shapes) or ""
     layers = block_count((name.removeprefix(prefix) for name in checkpoint.shapes), "layers")
     if layers < max(TAPS):
         raise KleinError(
@@ -106,7 +106,7 @@ class Qwen3Encoder(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.compute_dtype = dtype or torch.float32
-        config = Qwen3Config(
+        config = Qwen3Config(  # type: ignore[call-arg]  # some versions declare only a part of these
             hidden_size=sizes.hidden_size,
             num_attention_heads=sizes.num_heads,
             num_key_value_heads=sizes.num_kv_heads,
@@ -122,7 +122,8 @@ class Qwen3Encoder(nn.Module):
         with torch.device("meta"):
             self.model = Qwen3Model(config)
         _use_operations(self.model, operations, dtype, device)
-        self.model.norm = nn.Identity()  # its weight belongs to layer 36; the tap at 27 is before any norm
+        # The last norm's weight belongs to layer 36: the tap at 27 is before any.
+        self.model.norm = nn.Identity()  # type: ignore[assignment]
         self.model.rotary_emb = Qwen3RotaryEmbedding(config)  # its buffer is computed, not loaded: not on meta
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

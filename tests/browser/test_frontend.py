@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from klein.model_loaders.qwen3.prompt import load_tokenizer, tokenize
 from tools import provision, small
 from tools.browser import load, opened, queue
 from tools.server import Server
@@ -79,7 +80,9 @@ def test_reports_stand_on_their_nodes(page, comfy):
         .map(node => [node.type, node.widgets?.find(widget => widget.name === '$$node-text-preview')?.value])
         .filter(([type, value]) => value))""")
     assert texts["KleinMultiReference"].startswith("image 1: 96x64, 24 tokens, 4 %\nimage 2: 96x64")
-    assert texts["KleinPrompt"].startswith("24 of 512 tokens") or "tokens" in texts["KleinPrompt"]
+    prompt = page.evaluate("app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets[0].value")
+    tokens = len(tokenize(load_tokenizer(provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer"), prompt))
+    assert texts["KleinPrompt"] == f"{tokens} of 512 tokens, nothing was cut"
     assert texts["KleinReferenceCache"].startswith("across_runs, on the gpu:")
     entry = max(comfy.get("/history").values(), key=lambda each: each["prompt"][0])
     assert texts["KleinMultiReference"] in [text for node in entry["outputs"].values() for text in node.get("text", ())]

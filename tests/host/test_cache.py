@@ -202,10 +202,10 @@ def lora(comfy) -> str:
     return "cache.safetensors"
 
 
-@pytest.mark.slow
-def test_fifty_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, comfy, combined, pictures, tmp_path):
-    """Prompts, sets, sizes, LoRA, models and interrupts alternate; five of the runs also on a fresh server."""
-    rng = random.Random(0)
+def test_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, comfy, combined, pictures, tmp_path, request):
+    """Prompts, sets, sizes, LoRA, models and interrupts alternate, in 24 runs, with --long in 50; each tenth of the runs
+    also on a fresh server."""
+    rng, count = random.Random(0), 50 if request.config.getoption("--long") else 24
     small.save(small.flow_state(seed=1, **small.FLOW), comfy.base / "models/diffusion_models/second.safetensors")
     second = graph.new("KleinFlowLoader", flow_name="second.safetensors", weight_dtype="default", variant="kv")
     patched = graph.new("LoraLoaderModelOnly", model=graph.model, lora_name=lora(comfy), strength_model=0.7)
@@ -221,7 +221,7 @@ def test_fifty_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, c
 
     factors = [list(models), sets, prompts, widths]
     configs = [tuple(rng.choice(options) for options in factors)]
-    while len(configs) < 50:  # one thing changes at a time, so that sets often stay
+    while len(configs) < count:  # one thing changes at a time, so that sets often stay
         changed = rng.randrange(4)
         configs.append(tuple(rng.choice(f) if i == changed else old for i, (f, old) in enumerate(zip(factors, configs[-1]))))
     wanted, fresh = {}, configs[::10]
@@ -239,7 +239,7 @@ def test_fifty_alternating_runs_are_bit_equal_to_runs_with_nothing_kept(graph, c
             graph.sampler["steps"] = 4
         assert torch.equal(graph.latents(), wanted[repr(config)]), (number, config)
 
-    assert log_of(comfy, mark).count("kept from an earlier run") >= 15
+    assert log_of(comfy, mark).count("kept from an earlier run") >= 0.3 * count
 
     server = Server(tmp_path, "--use-pytorch-cross-attention")
     for folder in ("models", "input"):

@@ -16,8 +16,6 @@ TOLERANCE = 1e-4
 OLD = FlowSizes(128, 192, hidden_size=6144, num_heads=48, mlp_hidden=18432, depth=1, depth_single_blocks=1)
 NEW = FlowSizes(128, 192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=1, depth_single_blocks=2)
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def file(comfy):

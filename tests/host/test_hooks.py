@@ -7,6 +7,7 @@ comparison would say nothing. Hooks that only newer hosts call are tested agains
 import pytest
 import torch
 
+from klein.model_loaders.flow.positions import rotate
 from tools import inprocess, small
 from tools.small import relative
 
@@ -142,8 +143,24 @@ def test_diffusion_model_wrapper(ours, hosts):
     compare(ours, hosts, lambda: {"wrappers": {WrappersMP.DIFFUSION_MODEL: {"test": [wrapper]}}})
 
 
-def test_attn1_patch_sees_q_k_v_before_rope_and_replaces_them(ours):
-    """Adding ln(s) through attn_mask and scaling v are undone by hand; q, k, v are (batch, heads, tokens, head)."""
+def test_attn1_patch_sees_q_and_k_before_rope(ours):
+    """What attention gets is what the patch saw, turned by pe, and not what it saw."""
+    seen, attended = [], []
+
+    def override(attention, q, k, v, *args, **kwargs):
+        attended.append((q, k, v))
+        return attention(q, k, v, *args, **kwargs)
+
+    patch = lambda q, k, v, pe=None, **_: seen.append((q, k, v, pe)) or {}  # noqa: E731
+    call(ours, {"patches": {"attn1_patch": [patch]}, "optimized_attention_override": override})
+    assert len(seen) == len(attended) == 5
+    for (q, k, v, pe), got in zip(seen, attended):
+        assert all(map(torch.equal, (rotate(q, pe), rotate(k, pe), v), got))
+        assert relative(q, got[0]) > 0.1 and relative(k, got[1]) > 0.1
+
+
+def test_attn1_patch_replaces_v_and_is_told_where_it_is(ours):
+    """Half of v is half of what attention gives; q, k, v are (batch, heads, tokens, head)."""
     head, tokens, seen = SIZES["hidden"] // SIZES["heads"], 512 + 24 + 15 + 8, []
 
     def patch(q, k, v, pe=None, attn_mask=None, extra_options=None):
@@ -151,8 +168,7 @@ def test_attn1_patch_sees_q_k_v_before_rope_and_replaces_them(ours):
         seen.append((extra_options["block_type"], extra_options["block_index"]))
         assert extra_options["img_slice"] == [512, tokens]
         assert extra_options["reference_image_num_tokens"] == [15, 8]
-        norms = k.square().mean(-1)  # before RoPE k is an RMS norm times the scale: the same for every rotation
-        assert norms.isfinite().all() and attn_mask is None and pe.shape == (1, 1, tokens, head // 2, 2, 2)
+        assert attn_mask is None and pe.shape == (1, 1, tokens, head // 2, 2, 2)
         return {"v": v * 0.5}
 
     got = call(ours, {"patches": {"attn1_patch": [patch]}})

@@ -68,7 +68,7 @@ def test_a_600_token_prompt_is_cut_as_in_diffusers_and_the_report_says_so(graph,
     assert text == "613 tokens: the last 101 lie beyond the 512 that klein reads and were cut off"
 
 
-def test_at_cfg_1_the_negative_changes_nothing_and_costs_nothing(graph, comfy):
+def test_at_cfg_1_the_negative_changes_nothing(graph, comfy):
     plain = graph.without_image().latents()
     graph.sampler["negative"] = graph.new("KleinPrompt", clip=graph.clip_out, text="blurry")
     with_negative = graph.latents()

@@ -103,6 +103,16 @@ def test_a_sharded_hugging_face_folder_loads_as_the_same_model(encoder, oracle, 
         assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+def test_a_tokenizer_file_that_cuts_and_pads_by_itself_gives_every_token_and_no_more(tokenizer, tmp_path):
+    """As saved by transformers after a padded, truncated call: what is cut must be counted, so it may not be cut here."""
+    own = load_tokenizer(BUNDLED)
+    own.enable_truncation(100)
+    own.enable_padding(length=700, pad_token=PAD)
+    own.save(str(tmp_path / "tokenizer.json"))
+    for prompt in ("cat", PROMPTS["600 tokens"]):
+        assert tokenize(load_tokenizer(tmp_path), prompt) == tokenize(tokenizer, prompt)
+
+
 @pytest.mark.parametrize(("tokens", "lost"), [(512, 0), (513, 1), (600, 88)])
 def test_a_prompt_is_cut_at_512_and_what_is_lost_is_counted(tokens, lost):
     assert LENGTH == 512 and cut(tokens) == lost

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from klein.model_loaders.flow.load import load_flow, read_flow
-from klein.model_loaders.flow.model import Flow
+from klein.model_loaders.flow.model import Flow, QKNorm
 from klein.model_loaders.flow.sizes import FlowSizes
 from tools import small
 from tools.small import relative
@@ -99,6 +99,28 @@ def test_the_dtype_of_the_file_is_kept_and_tensors_are_mapped_not_copied(state, 
     spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
     inside = [any(low <= p.data_ptr() < high for low, high in spans) for p in flow.parameters()]
     assert all(inside)
+
+
+@torch.no_grad()
+def test_what_overflows_float16_in_a_block_becomes_its_largest_number(state, tmp_path):
+    """Both kinds of block: deep ones of the 9B overflow, and an infinity would make every later value NaN."""
+    loud = {name: tensor * (2e5 if name.endswith(("mlp.2.weight", "linear2.weight")) else 1) for name, tensor in state.items()}
+    flow = load_flow(small.save({name: tensor.half() for name, tensor in loud.items()}, tmp_path / "flow.safetensors"))
+    seen = []
+    for block in (*flow.double_blocks, *flow.single_blocks):
+        block.register_forward_hook(lambda block, args, out: seen.extend(out if isinstance(out, tuple) else [out]))
+    x, t, context, references = inputs(1, (4, 4), [(2, 2)])
+    flow(x.half(), t, context.half(), [reference.half() for reference in references])
+    assert len(seen) == 2 * 2 + 3
+    assert [float(out.abs().max()) for out in seen] == [65504] * 7
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+def test_queries_and_keys_keep_the_dtype_of_values_whatever_the_norms_are_stored_in(compute):
+    """Files may hold their norms in float32, and attention takes one dtype only."""
+    norm = QKNorm(8, torch.nn, dtype=torch.float32)
+    q, k, v = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).to(compute)
+    assert [part.dtype for part in norm(q.float(), k.float(), v)] == [compute, compute]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,18 @@ def warnings(count: int, prompt: str | None) -> list[str]:
     return [line.removeprefix("Warning: ") for line in lines if line.startswith("Warning")]
 
 
+def test_the_report_gives_sizes_tokens_and_the_share_of_the_whole_sequence():
+    """Of 512 text, 256 image and 256 reference tokens, 192 are 19 %, of the image's own they would be 75 %."""
+    entries = [Entry((400, 300), (256, 192), 192, ("strength 0.5",)), Entry(None, (128, 128), 64), Entry((16, 16), (16, 16), 0)]
+    assert report(entries, (256, 256), 512, None, ["a warning"]).split("\n") == [
+        "image 1: 400x300 to 256x192, 192 tokens, 19 %, strength 0.5",
+        "image 2: 128x128, 64 tokens, 6 %",
+        "image 3: 16x16, 0 tokens, 0 %",
+        "canvas: 256x256, 256 tokens, 1024 with text and references",
+        "Warning: a warning",
+    ]
+
+
 def test_images_that_are_not_connected_or_not_named_are_warned_of():
     assert warnings(2, "image 1 on image 3") == [
         "the prompt names image 3, but there are 2 references", "the prompt does not name image 2",

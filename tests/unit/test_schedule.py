@@ -1,5 +1,7 @@
 """The schedule against diffusers' scheduler as its Klein pipeline sets it, and Euler against its step."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -19,11 +21,11 @@ def oracle(steps, tokens):
     return scheduler
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("steps", range(1, 51))
-def test_sigmas_are_those_of_diffusers(steps, tokens):
+def test_sigmas_of_1_to_50_steps_at_every_size_are_those_of_diffusers():
     # diffusers computes in float32, we in float64: one or two units in the last place
-    torch.testing.assert_close(sigmas(steps, tokens), oracle(steps, tokens).sigmas, rtol=1e-6, atol=1e-7)
+    for steps, tokens in itertools.product(range(1, 51), TOKENS):
+        got, want = sigmas(steps, tokens), oracle(steps, tokens).sigmas
+        assert len(got) == steps + 1 and torch.allclose(got, want, rtol=1e-6, atol=1e-7), (steps, tokens)
 
 
 def test_the_cliff_is_where_it_is_known_to_be():
@@ -43,17 +45,17 @@ def test_constant_is_the_schedule_of_one_megapixel_at_every_size():
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 50])
-@pytest.mark.parametrize("denoise", [0.0, 0.1, 0.25, 0.5, 0.74, 0.75, 0.8, 1.0])
-def test_denoise_runs_the_same_last_steps_as_diffusers_inpainting(steps, denoise):
+def test_denoise_runs_the_same_last_steps_as_diffusers_inpainting(steps):
     from diffusers import Flux2KleinInpaintPipeline
 
     class Pipeline:
         scheduler = oracle(steps, 1024)
 
-    timesteps, count = Flux2KleinInpaintPipeline.get_timesteps(Pipeline(), steps, denoise, "cpu")
-    kept = last_part(sigmas(steps, 1024), denoise)
-    assert len(kept) - 1 == count
-    torch.testing.assert_close(kept[:-1] * 1000, timesteps, rtol=1e-6, atol=1e-4)
+    for denoise in (0.0, 0.1, 0.25, 0.5, 0.74, 0.75, 0.8, 1.0):
+        timesteps, count = Flux2KleinInpaintPipeline.get_timesteps(Pipeline(), steps, denoise, "cpu")
+        kept = last_part(sigmas(steps, 1024), denoise)
+        assert len(kept) - 1 == count, denoise
+        torch.testing.assert_close(kept[:-1] * 1000, timesteps, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 50])
@@ -77,6 +79,22 @@ def test_euler_follows_the_path_of_diffusers_steps(steps):
     # velocity is recovered from the denoised x, which loses digits as sigma falls: 1e-5, not 1e-7
     assert ((got - want).norm() / want.norm()).item() < 1e-5
     assert [step["i"] for step in seen] == list(range(steps))
+
+
+def test_previews_are_told_the_denoised_picture_of_each_step():
+    x, schedule, seen = torch.full((2, 1), 8.0), torch.tensor([1.0, 0.5, 0.0]), []
+    out = sample_euler(lambda x, sigma: x - 4, x, schedule, callback=seen.append)
+    assert [step["x"].tolist() for step in seen] == [[[8], [8]], [[6], [6]]]
+    assert [step["denoised"].tolist() for step in seen] == [[[4], [4]], [[2], [2]]]
+    assert [(step["sigma"], step["sigma_hat"]) for step in seen] == [(1.0, 1.0), (0.5, 0.5)]
+    assert out.tolist() == [[2], [2]]
+
+
+def test_extra_arguments_reach_the_model_at_every_step():
+    seen = []
+    sample_euler(lambda x, sigma, **extra: seen.append((sigma.tolist(), extra)) or x, torch.ones(2, 1), sigmas(2, 16), {"a": 1})
+    assert [extra for _, extra in seen] == [{"a": 1}] * 2
+    assert [sigma for sigma, _ in seen] == [[float(s)] * 2 for s in sigmas(2, 16)[:2]]
 
 
 def test_no_step_leaves_x_as_it_is():

@@ -1,0 +1,99 @@
+"""What is read from files of several kinds, and what is refused before any weight is."""
+
+import json
+
+import pytest
+import torch
+
+from klein.model_loaders.errors import KleinError
+from klein.model_loaders.flow.load import read_flow
+from klein.model_loaders.formats.codecs import quantise
+from klein.model_loaders.formats.files import open_checkpoint
+from klein.model_loaders.qwen3.encoder import read_encoder
+from tools import small
+
+SIZES = dict(hidden=64, heads=2, context=96, mlp=128, depth=1, single=1)
+FP8 = torch.float8_e4m3fn
+
+
+@pytest.fixture
+def state():
+    return small.flow_state(seed=1, **SIZES)
+
+
+@pytest.fixture
+def save(tmp_path):
+    return lambda state, name="model.safetensors": small.save(state, tmp_path / name)
+
+
+def test_a_folder_that_lacks_shards_is_refused_with_the_first_that_is_missing(tmp_path):
+    """Also where the shards that are there hold every tensor of the model."""
+    small.save({"a.weight": torch.zeros(2)}, tmp_path / "model-1-of-3.safetensors")
+    names = {"a.weight": "model-1-of-3.safetensors", "b": "model-2-of-3.safetensors", "c": "model-3-of-3.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(KleinError, match=r"lacks 2 of its 3 shards \(first: model-2-of-3.safetensors\)"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "txt_in", "double_stream_modulation_img.lin", "double_blocks.0.img_attn.norm.key_norm", "double_blocks.0.txt_mlp.2",
+        "single_blocks.0.linear1", "final_layer.linear",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_flow_layer_of_another_models_shape_is_refused_by_name(state, save, layer, axis):
+    name = f"{layer}.scale" if "norm" in layer else f"{layer}.weight"
+    if axis < state[name].ndim and (layer, axis) != ("txt_in", 1):  # the width of the text is free
+        state[name] = torch.cat([state[name]] * 2, dim=axis)
+        with pytest.raises(KleinError, match=f"{layer}.weight in model.safetensors has shape"):
+            read_flow(save(state))
+
+
+@pytest.mark.parametrize("layer", ["layers.0.self_attn.o_proj", "layers.3.input_layernorm", "layers.26.mlp.down_proj"])
+def test_an_encoder_layer_of_another_models_shape_is_refused_by_name(save, layer):
+    sizes = {**small.ENCODER, "vocabulary": 64}
+    state = small.encoder_state(small.encoder_oracle(**sizes))
+    state[f"model.{layer}.weight"] = torch.cat([state[f"model.{layer}.weight"]] * 2)
+    with pytest.raises(KleinError, match=f"{layer}.weight in model.safetensors has shape"):
+        read_encoder(save(state))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_flux2_dev_is_named_and_refused_under_both_kinds_of_names(state, save, prefix):
+    dev = {f"{prefix}{name}": tensor for name, tensor in {**state, "guidance_in.in_layer.weight": torch.zeros(64, 256)}.items()}
+    with pytest.raises(KleinError, match=r"is FLUX.2 \[dev\], which is not a klein model"):
+        read_flow(save(dev))
+    theirs = small.flow_oracle(state).state_dict()
+    theirs["time_guidance_embed.guidance_embedder.linear_1.weight"] = torch.zeros(64, 256)
+    with pytest.raises(KleinError, match=r"is FLUX.2 \[dev\], which is not a klein model"):
+        read_flow(save({f"{prefix}{name}": tensor for name, tensor in theirs.items()}))
+
+
+@pytest.mark.parametrize("dtype", [FP8, torch.float8_e5m2])
+def test_rounding_to_fp8_uses_its_whole_range_and_keeps_zeros_zero(dtype):
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) * 1e-6
+    rounded, scale = quantise(weight, dtype)
+    assert rounded.float().abs().max() == torch.finfo(dtype).max
+    assert small.relative(rounded.float() * scale, weight) < 0.1
+    for zeros in (torch.zeros(4, 4), torch.zeros(4, 4, dtype=torch.bfloat16)):
+        rounded, scale = quantise(zeros, dtype)
+        assert scale > 0 and torch.equal(rounded.float() * scale, torch.zeros(4, 4))
+
+
+def test_rounding_on_loading_takes_the_matrices_of_the_blocks_and_nothing_else(state, save):
+    tensors = dict(read_flow(save(state)).tensors(FP8))
+    rounded = {name for name, tensor in tensors.items() if tensor.dtype == FP8}
+    assert rounded == {name for name, tensor in state.items() if "_blocks." in name and tensor.ndim == 2}
+    assert {name for name in tensors if name.endswith("_scale")} == {f"{name}_scale" for name in rounded}
+    assert torch.equal(tensors["img_in.weight"], state["img_in.weight"])
+
+
+def test_a_plain_weight_with_a_scale_is_multiplied_by_it(state, save):
+    """As files are that were made from fp8 ones by casting each tensor by itself."""
+    name = "double_blocks.0.img_attn.qkv"
+    scaled = {**state, f"{name}.weight": state[f"{name}.weight"] / 4, f"{name}.weight_scale": torch.tensor(4.0)}
+    tensors = dict(read_flow(save(scaled)).tensors())
+    assert torch.equal(tensors[f"{name}.weight"], state[f"{name}.weight"])
+    assert f"{name}.weight_scale" not in tensors
