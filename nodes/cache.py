@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .checks import check
 from .host.cache import DEVICES, DTYPES, MODES, attach
 from .host.reports import with_report
 from .loaders import CATEGORY
@@ -44,4 +45,5 @@ class KleinReferenceCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
+        check(cls, mode=mode, device=device, dtype=dtype)
         return with_report(cls, *attach(model, mode, device, dtype))

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .checks import check
 from .host import files
 from .host.encoder import load_clip
 from .host.flow import VARIANTS, WEIGHT_DTYPES, load_model
@@ -50,6 +51,7 @@ class KleinFlowLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, flow_name, weight_dtype, variant) -> io.NodeOutput:
+        check(cls, weight_dtype=weight_dtype, variant=variant)
         return io.NodeOutput(load_model(files.resolve("diffusion_models", "transformer", flow_name), weight_dtype, variant))
 
 
@@ -85,6 +87,7 @@ class KleinQwen3EncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder_name, device) -> io.NodeOutput:
+        check(cls, device=device)
         return io.NodeOutput(load_clip(files.resolve("text_encoders", "text_encoder", encoder_name), device))
 
 

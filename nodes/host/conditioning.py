@@ -48,6 +48,9 @@ def chain(image, references=(), mask=None, strength=1.0, start=0.0, end=1.0) -> 
             f"start_percent is {start:g} and end_percent {end:g}, which leaves no step: set the end above the start."
         )
     images = pictures(image)
+    if mask is not None and (mask.ndim < 2 or not mask.numel()):
+        shape = "x".join(map(str, mask.shape))
+        raise KleinError(f"The mask is a tensor of {shape}, expected masks x height x width: connect a MASK.")
     masks = [None] * len(images) if mask is None else mask.reshape(-1, *mask.shape[-2:]).split(1)
     if len(masks) == 1:
         masks = masks * len(images)

@@ -199,7 +199,7 @@ def check_conditioning(model: KleinModel, text: torch.Tensor | None, references)
             f"{sizes.context_in_dim}: load {encoder_for(sizes.context_in_dim)} in the encoder loader."
         )
     for number, latent in enumerate(references, start=1):
-        if latent.ndim != 4 or latent.shape[1] != sizes.in_channels:
+        if latent.ndim != 4 or latent.shape[1] != sizes.in_channels or 0 in latent.shape:
             raise KleinError(
                 f"Reference {number} has shape {list(latent.shape)}, expected [batch, {sizes.in_channels}, height/16, width/16]: "
                 f"encode it with the FLUX.2 VAE."

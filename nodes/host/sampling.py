@@ -26,6 +26,10 @@ def sample(
     latent, conditioning or cfg that cannot be sampled, before anything is moved to the GPU."""
     samples = latent["samples"]
     tokens = latent_tokens(latent)
+    if not samples.isfinite().all():
+        raise KleinError("The latent holds NaN or infinity, expected numbers: change the node that made it.")
+    if sigmas is not None and not (sigmas.ndim == 1 and sigmas.isfinite().all()):
+        raise KleinError("The sigmas are not a row of finite numbers: connect those of a scheduler, or none.")
     if cfg > 1 and negative is None:
         raise KleinError(
             f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
@@ -67,7 +71,7 @@ def make_sigmas(steps: int, tokens: int, schedule: str, denoise: float) -> torch
 def latent_tokens(latent: dict) -> int:
     """Image tokens of a FLUX.2 latent (B, 128, H/16, W/16); KleinError for the latent of another model."""
     shape = latent["samples"].shape
-    if len(shape) != 4 or shape[1] != CHANNELS:
+    if len(shape) != 4 or shape[1] != CHANNELS or 0 in shape:
         raise KleinError(
             f"The latent has shape {list(shape)}, expected [batch, {CHANNELS}, height/16, width/16]: use Empty Flux 2 "
             f"Latent, or encode the image with the FLUX.2 VAE."
