@@ -72,6 +72,14 @@ def strength_bias(references: list[Tokens], before: int, like: Tensor) -> Tensor
     return torch.cat(bias)[None, None, None]
 
 
+def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask to add to logits, of like's dtype where it is boolean (False: left out); others as they are. Finite, so that
+    kernels that go through keys in parts never meet a part of nothing but infinities."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return like.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(like.dtype).min)
+
+
 def add_masks(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """An additive mask that broadcasts to (B, heads, queries, keys), with a bias (1, 1, 1, keys) on top."""
     if mask is None or bias is None:

@@ -136,7 +136,7 @@ class HostedFlow(Flow):
             context,
             ref_latents=ref_latents,
             ref_latents_method=method,
-            control=control,
+            control_residuals=control,
             attention_mask=kwargs.get("attention_mask"),
             controls=references.controls if references else (),
             reference_kv=run.keys_values(self, ref_latents, references, method, tuple(x.shape[-2:]), transformer_options)
