@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .checks import check
 from .host.cache import DEVICES, DTYPES, MODES, attach
+from .host.flow import offered
 from .host.reports import with_report
 from .loaders import CATEGORY
 
@@ -34,7 +35,7 @@ class KleinReferenceCache(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(DTYPES),
+                    options=offered(DTYPES),
                     default="model",
                     tooltip="model: exact. float8_e4m3fn: half the memory of 16 bit, slightly different images.",
                 ),

@@ -61,7 +61,7 @@ def select(tokens: list[Tensor], ids: list[Tensor], controls: tuple[Control, ...
 
 def complete(controls: tuple[Control, ...], count: int) -> tuple[Control, ...]:
     """Controls of `count` references; those beyond the ones given are neutral."""
-    return controls + (NEUTRAL,) * (count - len(controls))
+    return (controls + (NEUTRAL,) * (count - len(controls)))[:count]
 
 
 def strength_bias(references: list[Tokens], before: int, like: Tensor) -> Tensor | None:

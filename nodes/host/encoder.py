@@ -15,6 +15,7 @@ from ...model_loaders.errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
 from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut, load_tokenizer, tokenize, window
+from . import asked
 from .compat import clip_options
 from .operations import encoder_operations, native_layers, native_tensors
 
@@ -165,7 +166,7 @@ def encode_prompt(clip, text: str) -> tuple[list, str]:
     for what is no text, or too long."""
     check_prompt(text)
     tokens = clip.tokenize(text)
-    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict={"klein": {"prompt": text}})
+    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=asked.asking({}, prompt=text))
     counts = [sum(len(row) for row in rows) for rows in tokens.values()]
     used = max(counts, default=0)
     if not isinstance(clip.tokenizer, KleinTokenizer):

@@ -14,6 +14,7 @@ from ...model_loaders.errors import KleinError
 from ...samplers.euler import sample_euler
 from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas
+from . import asked
 from .flow import KleinModel, check_conditioning
 
 CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
@@ -44,8 +45,9 @@ def sample(
     _advise(model, len(sigmas) - 1, cfg)
 
     guider = comfy.samplers.CFGGuider(model)
-    # At cfg 1 the negative is left out altogether: nothing of it is prepared or computed.
-    guider.inner_set_conds({"positive": positive, "negative": negative} if cfg > 1 else {"positive": positive})
+    # At cfg 1 the negative is left out altogether, unless a patch of the MODEL asks for it: nothing of it is computed.
+    guided = negative is not None and (cfg > 1 or model.model_options.get("disable_cfg1_optimization", False))
+    guider.inner_set_conds({"positive": positive, "negative": negative} if guided else {"positive": positive})
     guider.set_cfg(cfg)
     out = guider.sample(
         comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
@@ -87,7 +89,7 @@ def pixel_tokens(width: int, height: int) -> int:
 def _check(model, text: torch.Tensor, values: dict) -> None:
     if isinstance(model.model, KleinModel):
         check_conditioning(model.model, text, values.get("reference_latents") or ())
-    elif values.get("klein", {}).get("controls"):
+    elif asked.controls(values):
         raise KleinError(
             "A reference has a strength, mask or window, which needs a model from Klein Flow Loader, and this one is from "
             "another loader: change the loader, or leave those settings out."
