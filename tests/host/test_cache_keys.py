@@ -423,7 +423,7 @@ def test_what_is_kept_can_be_given_back_while_other_threads_add_to_it(parts):
     thread = threading.Thread(target=fill)
     thread.start()
     try:
-        for _ in range(2000):
+        for _ in range(300):
             cache.last = Last
             cache.forget()
     except RuntimeError as error:
