@@ -68,9 +68,11 @@ class ReferenceCache:
     def forget(self) -> int:
         """The host wants the model's memory on the GPU: so goes what is kept there. Returns the bytes freed, without those
         that a run still holds."""
-        if self.device != "gpu" or self.last is None:
+        if self.device != "gpu":
             return 0
         last, self.last = self.last, None
+        if last is None:
+            return 0
         kept = [(weakref.ref(each), each.nbytes) for each in list(last.found.values())]
         del last
         return sum(nbytes for each, nbytes in kept if each() is None)
@@ -87,9 +89,10 @@ class ReferenceCache:
         foreign = _foreign(patcher, options)
         if self.across and foreign:
             logging.warning(f"Klein reference cache: kept within this run only, as the model has {foreign}.")
-        if self.last and not foreign:
-            run.take_over(self.last, {each.key for each in wanted})
-        self.last = None  # until all is loaded, nothing that this run needs is given back
+        last, self.last = self.last, None  # until all is loaded, nothing that this run needs is given back
+        if last and not foreign:
+            run.take_over(last, {each.key for each in wanted})
+        del last
         known = {key[2] for key in run.found}
         tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
         model.beside.wanted = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
