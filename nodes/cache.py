@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
+from .checks import check
 from .host.cache import DEVICES, DTYPES, MODES, attach
+from .host.flow import offered
 from .host.reports import with_report
 from .loaders import CATEGORY
 
@@ -33,7 +35,7 @@ class KleinReferenceCache(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(DTYPES),
+                    options=offered(DTYPES),
                     default="model",
                     tooltip="model: exact. float8_e4m3fn: half the memory of 16 bit, slightly different images.",
                 ),
@@ -44,4 +46,5 @@ class KleinReferenceCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
+        check(cls, mode=mode, device=device, dtype=dtype)
         return with_report(cls, *attach(model, mode, device, dtype))

@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
+from .checks import check
 from .host import files
 from .host.encoder import load_clip
-from .host.flow import VARIANTS, WEIGHT_DTYPES, load_model
+from .host.flow import VARIANTS, WEIGHT_DTYPES, load_model, offered
 from .host.vae import load_vae
 
 CATEGORY = "Klein"
@@ -28,7 +29,7 @@ class KleinFlowLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
+                    options=offered(WEIGHT_DTYPES),
                     default="default",
                     tooltip="default keeps the file's own. fp8_e4m3fn halves a bf16 file's memory: the matrices of the "
                     "blocks are rounded to 8 bits, each with its own scale. Layers that the file has in fp8 stay so.",
@@ -50,6 +51,7 @@ class KleinFlowLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, flow_name, weight_dtype, variant) -> io.NodeOutput:
+        check(cls, weight_dtype=weight_dtype, variant=variant)
         return io.NodeOutput(load_model(files.resolve("diffusion_models", "transformer", flow_name), weight_dtype, variant))
 
 
@@ -85,6 +87,7 @@ class KleinQwen3EncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder_name, device) -> io.NodeOutput:
+        check(cls, device=device)
         return io.NodeOutput(load_clip(files.resolve("text_encoders", "text_encoder", encoder_name), device))
 
 

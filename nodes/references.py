@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..pictures.sizing import SIZINGS, restore
+from .checks import check
 from .host.conditioning import SOCKETS, chain, combine
 from .host.reports import with_report
 from .loaders import CATEGORY
@@ -47,6 +48,7 @@ class KleinReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, strength, start_percent, end_percent, references=(), mask=None) -> io.NodeOutput:
+        check(cls, strength=strength, start_percent=start_percent, end_percent=end_percent)
         return io.NodeOutput(chain(image, references, mask, strength, start_percent, end_percent))
 
 
@@ -101,6 +103,7 @@ class KleinMultiReference(io.ComfyNode):
     def execute(
         cls, positive, vae, sizing, max_megapixels, width, height, batch_size, negative=None, references=(), **images
     ) -> io.NodeOutput:
+        check(cls, sizing=sizing, max_megapixels=max_megapixels, width=width, height=height, batch_size=batch_size)
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
         return with_report(
             cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..samplers.schedule import SCHEDULES
+from .checks import check
 from .host.sampling import latent_tokens, make_sigmas, pixel_tokens, sample
 from .loaders import CATEGORY
 
@@ -58,6 +59,7 @@ class KleinDistilledSampler(io.ComfyNode):
     def execute(
         cls, model, positive, latent_image, seed, steps, cfg, denoise, schedule, negative=None, sigmas=None
     ) -> io.NodeOutput:
+        check(cls, seed=seed, steps=steps, cfg=cfg, denoise=denoise, schedule=schedule)
         return io.NodeOutput(sample(model, positive, negative, latent_image, seed, steps, cfg, denoise, schedule, sigmas))
 
 
@@ -83,5 +85,6 @@ class KleinSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps, schedule, denoise, latent=None, width=1024, height=1024) -> io.NodeOutput:
+        check(cls, steps=steps, schedule=schedule, denoise=denoise, width=width, height=height)
         tokens = latent_tokens(latent) if latent is not None else pixel_tokens(width, height)
         return io.NodeOutput(make_sigmas(steps, tokens, schedule, denoise))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-NUMBERS = r"\d+(?:\s*(?:,|and|&|or|to|-|–)\s*(?:images?\s+)?\d+)*"
-RANGE = r"(\d+)\s*(?:to|-|–)\s*(?:images?\s+)?(\d+)"
+NUMBER = r"\d{1,9}"  # longer ones are no image's, and Python reads none of more than 4300 digits
+NUMBERS = rf"{NUMBER}(?:\s*(?:,|and|&|or|to|-|–)\s*(?:images?\s+)?{NUMBER})*"
+RANGE = rf"({NUMBER})\s*(?:to|-|–)\s*(?:images?\s+)?({NUMBER})"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def named_images(prompt: str) -> set[int]:
     """The numbers that a prompt gives to images: 'image 1', 'images 1 and 2', 'images 1-4', 'image 1 to image 3'."""
     named = set()
     for group in re.findall(rf"\bimages?\s*#?({NUMBERS})", prompt, flags=re.IGNORECASE):
-        named |= {int(number) for number in re.findall(r"\d+", group)}
+        named |= {int(number) for number in re.findall(NUMBER, group)}
         for first, last in re.findall(RANGE, group, flags=re.IGNORECASE):
             named |= set(range(int(first), min(int(last), int(first) + 20)))
     return named

@@ -61,7 +61,7 @@ def select(tokens: list[Tensor], ids: list[Tensor], controls: tuple[Control, ...
 
 def complete(controls: tuple[Control, ...], count: int) -> tuple[Control, ...]:
     """Controls of `count` references; those beyond the ones given are neutral."""
-    return controls + (NEUTRAL,) * (count - len(controls))
+    return (controls + (NEUTRAL,) * (count - len(controls)))[:count]
 
 
 def strength_bias(references: list[Tokens], before: int, like: Tensor) -> Tensor | None:
@@ -70,6 +70,14 @@ def strength_bias(references: list[Tokens], before: int, like: Tensor) -> Tensor
         return None
     bias = [like.new_zeros(before), *(like.new_full((r.tokens.shape[1],), r.log_strength) for r in references)]
     return torch.cat(bias)[None, None, None]
+
+
+def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask to add to logits, of like's dtype where it is boolean (False: left out); others as they are. Finite, so that
+    kernels that go through keys in parts never meet a part of nothing but infinities."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return like.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(like.dtype).min)
 
 
 def add_masks(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:

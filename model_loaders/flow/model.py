@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .controls import Control, add_masks, progress, select, strength_bias
+from .controls import Control, add_masks, additive, progress, select, strength_bias
 from .positions import box_of, image_ids, rotate, rotations, text_ids
 from .reference_kv import AS_COMPUTED, ReferenceKV, Storage
 from .sizes import FlowSizes
@@ -131,7 +131,7 @@ def patched_attention(attention, q, k, v, pe, mask, options: dict) -> Tensor:
     # A patch may leave q without the references whose keys it adds: the rotations cover the longer of the two.
     q, k = (rotate(part, pe[:, :, : part.shape[2]]) for part in (q, k))
     if keys_values := options.get("klein_keys_values"):
-        k, v, mask = keys_values(k, v, mask, options)
+        k, v, mask = keys_values(k, v, additive(mask, q), options)
     x = attention(q, k, v, mask=mask, transformer_options=options)
     for patch in patches.get("attn1_output_patch", ()):
         x = patch(x, options)
@@ -230,15 +230,17 @@ class Flow(nn.Module):
         context: Tensor,
         ref_latents: list[Tensor] | None = None,
         ref_latents_method: str | None = None,
-        control: dict | None = None,
+        control_residuals: dict | None = None,
         attention_mask: Tensor | None = None,
         controls: tuple[Control, ...] = (),
         reference_kv: ReferenceKV | None = None,
         transformer_options: dict = {},
     ) -> Tensor:
         """x (B, channels, H, W) in the latent's units, timestep (B,) in [0, 1], context (B, L, width), references
-        (B or 1, channels, h, w) each with its control, attention_mask additive float over the whole sequence ->
-        velocity like x. With `reference_kv` (of `read_references`) the references themselves stay out of the sequence."""
+        (B or 1, channels, h, w) each with its control, attention_mask over the whole sequence (additive, or boolean with
+        False for left out) -> velocity like x. control_residuals: of a control network, lists of tensors by block under
+        `input` (double) and `output` (single). With `reference_kv` (of `read_references`) the references themselves stay
+        out of the sequence, and a mask may cover them or not."""
         batch, _, height, width = x.shape
         latents = [x, *(ref.expand(batch, -1, -1, -1) for ref in ref_latents or () if reference_kv is None)]
         boxes = [box_of(latent) for latent in latents]
@@ -255,14 +257,14 @@ class Flow(nn.Module):
             options["reference_image_num_tokens"] = [reference.tokens.shape[1] for reference in references]
         img = self.img_in(torch.cat([tokens, *(reference.tokens for reference in references)], dim=1))
         txt = self.txt_in(context)
-        mask = add_masks(attention_mask, strength_bias(references, txt.shape[1] + height * width, img))
+        mask = add_masks(additive(attention_mask, img), strength_bias(references, txt.shape[1] + height * width, img))
         ids = torch.cat([ids, *(reference.ids for reference in references)], dim=1)
         img, txt, ids = self._post_input(img, txt, ids, text_ids(txt.shape[1], x.device), options)
         pe = rotations(ids, self.sizes.axes_dim)
 
         vec = self.time_in(timestep_embedding(timestep).to(img.dtype))
         zero_tokens = img.shape[1] - height * width if method == "index_timestep_zero" else 0
-        img = self._blocks(img, txt, vec, pe, zero_tokens, control, mask, options)
+        img = self._blocks(img, txt, vec, pe, zero_tokens, control_residuals, mask, options)
         velocity = self.final_layer(img[:, : height * width], vec)
         return rearrange(velocity, "b (h w) c -> b c h w", h=height, w=width)
 
@@ -290,21 +292,21 @@ class Flow(nn.Module):
             self._blocks(img, img[:, :0], vec, pe, 0, None, None, {"klein_keys_values": found.record})
         return found
 
-    def _blocks(self, img, txt, vec, pe, zero_tokens, control, mask, options) -> Tensor:
+    def _blocks(self, img, txt, vec, pe, zero_tokens, control_residuals, mask, options) -> Tensor:
         double = (self._modulation(self.double_stream_modulation_img, vec, img.shape[1], zero_tokens),
                   self.double_stream_modulation_txt(vec))  # fmt: skip
         (single,) = self._modulation(self.single_stream_modulation, vec, txt.shape[1] + img.shape[1], zero_tokens)
         length = txt.shape[1]
         options["img_slice"] = [length, length + img.shape[1]]
         replace = options.get("patches_replace", {}).get("dit", {})
-        control = control or {}
+        residuals = control_residuals or {}
 
         options.update(block_type="double", total_blocks=len(self.double_blocks))
         for i, block in enumerate(self.double_blocks):
             options["block_index"] = i
             args = dict(img=img, txt=txt, vec=double, pe=pe, attn_mask=mask, transformer_options=options)
             out = run_block(block, ("img", "txt"), args, replace.get(("double_block", i)))
-            img, txt = add_residual(out["img"], control.get("input"), i), out["txt"]
+            img, txt = add_residual(out["img"], residuals.get("input"), i), out["txt"]
 
         x = torch.cat([txt, img], dim=1)
         options.update(block_type="single", total_blocks=len(self.single_blocks))
@@ -312,7 +314,7 @@ class Flow(nn.Module):
             options["block_index"] = i
             args = dict(img=x, vec=single, pe=pe, attn_mask=mask, transformer_options=options)
             out = run_block(block, ("img",), args, replace.get(("single_block", i)))
-            x = add_residual(out["img"], control.get("output"), i, start=length)
+            x = add_residual(out["img"], residuals.get("output"), i, start=length)
         return x[:, length:]
 
     def _modulation(self, layer: GlobalModulation, vec: Tensor, tokens: int, zero_tokens: int) -> list[Modulation]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import KleinError
 from ..formats.codecs import quantise
 from .controls import Control, Tokens, add_masks, complete
 
@@ -75,13 +76,26 @@ class ReferenceKV:
         kept = self.blocks[options["block_type"], options["block_index"]]
         own = k.shape[2]
         k, v = (torch.cat([x, *self._read(pair, spans, x)], dim=2) for x, pair in zip((k, v), kept))
-        added = k.shape[2] - own
         if mask is not None:
-            mask = F.pad(mask, (0, added))
+            mask = self._fitted(mask, own, spans)
         if strengths:
             bias = [k.new_zeros(own), *(k.new_full((self._length(i),), s).log() for i, s in strengths.items())]
             mask = add_masks(mask, torch.cat(bias)[None, None, None])
         return k, v, mask
+
+    def _fitted(self, mask: Tensor, own: int, spans: list[slice]) -> Tensor:
+        """An additive mask over `own` keys of text and image, or over those and all references, for own and spans."""
+        covered = mask.shape[-1]
+        if covered == own:
+            return F.pad(mask, (0, sum(len(range(self.tokens)[span]) for span in spans)))
+        if covered != own + self.tokens:
+            raise KleinError(
+                f"The attention mask covers {covered} tokens, expected {own} of text and image, or {own + self.tokens} with "
+                f"the references: remove what makes it, or the reference cache."
+            )
+        if mask.ndim > 1 and mask.shape[-2] == covered:
+            mask = mask[..., :own, :]
+        return torch.cat([mask[..., :own], *(mask[..., own:][..., span] for span in spans)], dim=-1)
 
     def _read(self, kept: tuple[Tensor, Tensor | None], spans: list[slice], like: Tensor) -> list[Tensor]:
         x, scale = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..errors import KleinError
 
 LENGTH = 512
+MOST_CHARACTERS = 100_000  # of a prompt: 512 tokens are about 2500, and the library fails on runs of millions
 PAD = "<|endoftext|>"
 
 # diffusers, Flux2KleinPipeline: the chat template of Qwen3 with thinking off, one user turn.
@@ -38,15 +40,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tokens (a host's copy may have those of another Qwen). Raises KleinError when the folder has neither."""
     folder = Path(folder)
     try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        else:
-            tokenizer = _byte_pairs(folder)
-    except Exception as error:  # tokenizers raises plain Exception
+        tokenizer = _from_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else _byte_pairs(folder)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, and panics of the library, which are none
         raise KleinError(
             f"{folder} is not a Qwen3 tokenizer ({error}), expected tokenizer.json or vocab.json with merges.txt: "
             f"download the tokenizer folder of the model again."
-        ) from error
+        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     lacking = [token for token in (PAD, *TEMPLATE_TOKENS) if tokenizer.token_to_id(token) is None]
@@ -56,6 +57,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"the tokenizer folder of the model there."
         )
     return tokenizer
+
+
+def _from_json(path: Path) -> Tokenizer:
+    text = path.read_text(encoding="utf-8")
+    model = json.loads(text)["model"]
+    if model.get("continuing_subword_prefix"):  # with it, the library cuts merges within a character and ends the process
+        raise ValueError("its model has a continuing_subword_prefix")
+    return Tokenizer.from_str(text)
 
 
 def _byte_pairs(folder: Path) -> Tokenizer:
@@ -70,8 +79,32 @@ def _byte_pairs(folder: Path) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of the whole prompt in its template, neither cut nor padded. Special tokens in the prompt count as such."""
-    return tokenizer.encode(prompt.join(TEMPLATE), add_special_tokens=False).ids
+    """Ids of the whole prompt in its template, neither cut nor padded. Special tokens in the prompt count as such.
+    KleinError for what is no text, or too long."""
+    check_prompt(prompt)
+    try:
+        return tokenizer.encode(prompt.join(TEMPLATE), add_special_tokens=False).ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, and panics of the library, which are none
+        raise KleinError(
+            f"The tokenizer failed on the prompt ({error}): shorten the prompt, or download the tokenizer folder of the model "
+            f"again."
+        ) from None
+
+
+def check_prompt(prompt: str) -> None:
+    """KleinError when a prompt is no text that can be encoded, or longer than 100 000 characters."""
+    if not isinstance(prompt, str):
+        raise KleinError(f"The prompt is of type {type(prompt).__name__}, expected text: connect a text.")
+    if len(prompt) > MOST_CHARACTERS:
+        raise KleinError(
+            f"The prompt has {len(prompt)} characters, expected {MOST_CHARACTERS} at most, of which klein reads the first "
+            f"{LENGTH} tokens: shorten it."
+        )
+    half = next((character for character in prompt if "\ud800" <= character <= "\udfff"), None)
+    if half is not None:
+        raise KleinError(f"The prompt holds half a character ({half}), which is no text: delete it and type it anew.")
 
 
 def window(prompts: list[list[int]], pad: int, length: int = LENGTH) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...model_loaders.errors import KleinError
 from ...model_loaders.flow.reference_kv import ReferenceKV, ReferenceSet, Storage
+from . import asked
 from .flow import REFERENCE_CACHE, KleinModel
 
 MODES = ("off", "within_run", "across_runs")
@@ -35,7 +36,6 @@ def attach(patcher, mode: str, device: str, dtype: str):
         return patcher, "off: references are part of the sequence in every step"
     cache = ReferenceCache(mode == "across_runs", device, DTYPES[dtype])
     patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE, cache.prepare)
-    model.reference_caches.add(cache)
     size = bytes_per_token(model, DTYPES[dtype])
     lines = [
         f"{mode}, on the {device}: {size / 2**20:.3g} MB a token of the references, "
@@ -66,16 +66,22 @@ class ReferenceCache:
         self.last: Run | None = None
 
     def forget(self) -> int:
-        """The host wants the model's memory on the GPU: so goes what is kept there. Returns its bytes."""
-        if self.device != "gpu" or self.last is None:
+        """The host wants the model's memory on the GPU: so goes what is kept there. Returns the bytes freed, without those
+        that a run still holds."""
+        if self.device != "gpu":
             return 0
         last, self.last = self.last, None
-        return sum(kept.nbytes for kept in last.found.values())
+        if last is None:
+            return 0
+        kept = [(weakref.ref(each), each.nbytes) for each in list(last.found.values())]
+        del last
+        return sum(nbytes for each, nbytes in kept if each() is None)
 
     def prepare(self, executor, patcher, noise_shape, conds, *args, model_options=None, **kwargs):
         """Around the host's prepare_sampling: open a run, and count what its references will take among the memory that
         the host makes free."""
         model, options = patcher.model, model_options["transformer_options"]
+        model.beside.add(self)  # here, as hosts build second models for copies of the patcher
         wanted = [_set_of(cond) for of_one in conds.values() for cond in of_one if cond.get("reference_latents")]
         run = Run(
             patcher, Storage(torch.device("cpu") if self.device == "cpu" else None, self.dtype), _weights(patcher, options)
@@ -83,17 +89,18 @@ class ReferenceCache:
         foreign = _foreign(patcher, options)
         if self.across and foreign:
             logging.warning(f"Klein reference cache: kept within this run only, as the model has {foreign}.")
-        if self.last and not foreign:
-            run.take_over(self.last, {each.key for each in wanted})
-        self.last = None  # until all is loaded, nothing that this run needs is given back
+        last, self.last = self.last, None  # until all is loaded, nothing that this run needs is given back
+        if last and not foreign:
+            run.take_over(last, {each.key for each in wanted})
+        del last
         known = {key[2] for key in run.found}
         tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
-        model.klein_kept_bytes = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
+        model.beside.wanted = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
         options[REFERENCE_CACHE] = run
         try:
             prepared = executor(patcher, noise_shape, conds, *args, model_options=model_options, **kwargs)
         finally:
-            model.klein_kept_bytes = 0
+            model.beside.wanted = 0
         self.last = run if self.across and not foreign else None
         return prepared
 
@@ -112,7 +119,8 @@ class Run:
     def take_over(self, last: Run, sets: set[tuple]) -> None:
         """What the last run used and this one can: of the same weights and of sets that it has."""
         flow = weakref.ref(self.patcher().model.diffusion_model)
-        self.found = {key: last.found[key] for key in last.used if key[:2] == (flow, self.weights) and key[2] in sets}
+        found = {key: kept for key, kept in list(last.found.items()) if key in last.used}
+        self.found = {key: kept for key, kept in found.items() if key[:2] == (flow, self.weights) and key[2] in sets}
 
     @torch.compiler.disable
     def keys_values(self, flow, latents, references: ReferenceSet, method, canvas, options: dict) -> ReferenceKV:
@@ -131,18 +139,20 @@ class Run:
             weakref.ref(flow), self.weights, references.key, rows, parts if rows > 1 else 1, method, rope, canvas,
             tuple(hook.hook_ref for hook in hooks), tuple(hook.strength for hook in hooks),
         )  # fmt: skip
-        kept = key in self.found
+        found = self.found.get(key)
+        kept = found is not None
         if not kept:
-            for old in [old for old in self.found if old[:-1] == key[:-1]]:  # of a hook's earlier strength
-                del self.found[old]
-            self.found[key] = flow.read_references(
+            # Several GPUs call at once: only copies of the dict are gone through.
+            for old in [old for old in list(self.found) if old[:-1] == key[:-1]]:  # of a hook's earlier strength
+                self.found.pop(old, None)
+            found = self.found[key] = flow.read_references(
                 [latent[:rows] for latent in latents], references.controls, self.storage, method, canvas, dict(rope)
             )
         if key not in self.used:
             self.used.add(key)
-            size = f"{self.found[key].tokens} tokens, {self.found[key].nbytes / 2**20:.1f} MB"
+            size = f"{found.tokens} tokens, {found.nbytes / 2**20:.1f} MB"
             logging.info(f"Klein reference cache: {size}, {'kept from an earlier run' if kept else 'computed'}")
-        return self.found[key]
+        return found
 
 
 class Same:
@@ -159,7 +169,7 @@ class Same:
 
 
 def _set_of(cond: dict) -> ReferenceSet:
-    return ReferenceSet(cond["reference_latents"], cond.get("klein", {}).get("controls", ()))
+    return ReferenceSet(cond["reference_latents"], asked.controls(cond))
 
 
 def _weights(patcher, options: dict) -> tuple:

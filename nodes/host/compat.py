@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 
 import comfy.model_patcher
 import comfy.sd
 
 
-def new_patcher(model, load_device, offload_device, disable_dynamic: bool = False):
-    """A patcher around a model whose weights are not yet loaded: where the host has one that streams weights from the
-    file (dynamic), that one, unless it is disabled. `model.give_back()` frees what the model keeps beside its weights."""
+def patcher_class(disable_dynamic: bool = False) -> type:
+    """Where the host has a patcher that streams weights from the file (dynamic), that one, unless it is disabled."""
     plain = comfy.model_patcher.ModelPatcher
-    preferred = getattr(comfy.model_patcher, "CoreModelPatcher", plain)  # bound late: the host replaces it at start-up
-    return _giving_back(plain if disable_dynamic else preferred)(model, load_device=load_device, offload_device=offload_device)
-
-
-@functools.cache
-def _giving_back(base: type) -> type:
-    """The host takes a part of a model's memory by a method, without a callback."""
-
-    class KleinPatcher(base):
-        def partially_unload(self, device_to, memory_to_free=0, *args, **kwargs):
-            freed = self.model.give_back() if memory_to_free > 0 else 0
-            if freed and freed >= memory_to_free:
-                return freed
-            return freed + super().partially_unload(device_to, memory_to_free - freed, *args, **kwargs)
-
-    return KleinPatcher
+    return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)  # the host sets it at start-up
 
 
 def clip_options(disable_dynamic: bool) -> dict:

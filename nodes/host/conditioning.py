@@ -1,4 +1,4 @@
-"""Reference images into conditioning: ComfyUI's own `reference_latents`, and beside them, under the pack's key `klein`,
+"""Reference images into conditioning: ComfyUI's own `reference_latents`, and beside them, under a key of the pack's own,
 what each reference is asked for."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ...model_loaders.errors import KleinError
 from ...model_loaders.flow.controls import NEUTRAL, Control, complete
 from ...pictures.report import Entry, report
 from ...pictures.sizing import Canvas, fit, kept_tokens, on_grid, place
+from . import asked
 from .sampling import CHANNELS
 
 MOST = 10  # references of one image
@@ -48,6 +49,9 @@ def chain(image, references=(), mask=None, strength=1.0, start=0.0, end=1.0) -> 
             f"start_percent is {start:g} and end_percent {end:g}, which leaves no step: set the end above the start."
         )
     images = pictures(image)
+    if mask is not None and (mask.ndim < 2 or not mask.numel()):
+        shape = "x".join(map(str, mask.shape))
+        raise KleinError(f"The mask is a tensor of {shape}, expected masks x height x width: connect a MASK.")
     masks = [None] * len(images) if mask is None else mask.reshape(-1, *mask.shape[-2:]).split(1)
     if len(masks) == 1:
         masks = masks * len(images)
@@ -87,7 +91,7 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
     latent = torch.zeros(
         batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
     )
-    old = complete(values.get("klein", {}).get("controls", ()), len(before))
+    old = complete(asked.controls(values), len(before))
     entries = [entry(None, pixels(latent), control, "already in the conditioning") for latent, control in zip(before, old)]
     entries += [entry(ref.source, canvas, control) for ref, canvas, control in zip(chosen, canvases, controls)]
     warnings = gaps(images, len(before) + 1) + differing(positive, negative, len(before))
@@ -95,7 +99,7 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
         if control.keep is not None and not any(control.keep):
             warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
     text = positive[0][0].shape[1] if positive else 0
-    lines = report(entries, canvas.size, text, values.get("klein", {}).get("prompt"), warnings)
+    lines = report(entries, canvas.size, text, asked.prompt(values), warnings)
     if any(control != NEUTRAL for control in (*old, *controls)):
         lines += "\nStrength, mask and window need a model of Klein Flow Loader."
     added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
@@ -169,13 +173,11 @@ def append(conditioning, latents: list, controls: list[Control]):
     out = []
     for text, values in conditioning:
         values = dict(values)
-        klein = dict(values.get("klein", {}))
         before = values.get("reference_latents") or []
-        old = complete(klein.get("controls", ()), len(before))
+        old = complete(asked.controls(values), len(before))
         values["reference_latents"] = [*before, *latents]
         if any(control != NEUTRAL for control in (*old, *controls)):
-            klein["controls"] = (*old, *controls)
-            values["klein"] = klein
+            values = asked.asking(values, controls=(*old, *controls))
         out.append([text, values])
     return out
 

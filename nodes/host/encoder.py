@@ -14,7 +14,8 @@ import torch
 from ...model_loaders.errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
-from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, cut, load_tokenizer, tokenize, window
+from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut, load_tokenizer, tokenize, window
+from . import asked
 from .compat import clip_options
 from .operations import encoder_operations, native_layers, native_tensors
 
@@ -36,8 +37,8 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
         )
     if tokenizer.size > file.sizes.vocabulary:
         raise KleinError(
-            f"The tokenizer for {file.name} has {tokenizer.size} tokens but the encoder embeds {file.sizes.vocabulary}: put "
-            f"the tokenizer folder of that encoder beside it."
+            f"The tokenizer for {file.name} has ids up to {tokenizer.size - 1} but the encoder embeds {file.sizes.vocabulary} "
+            f"tokens: put the tokenizer folder of that encoder beside it."
         )
     cpu = torch.device("cpu")
     load_device = cpu if device == "cpu" else comfy.model_management.text_encoder_device()
@@ -143,7 +144,7 @@ class KleinTokenizer:
         self.tokenizer = tokenizer
         self.name = name
         self.pad = tokenizer.token_to_id(PAD)
-        self.size = tokenizer.get_vocab_size()
+        self.size = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> dict:
         ids = tokenize(self.tokenizer, text)
@@ -161,9 +162,11 @@ class KleinTokenizer:
 
 
 def encode_prompt(clip, text: str) -> tuple[list, str]:
-    """CONDITIONING of a prompt with any CLIP, and one line on its tokens. The prompt's text travels with it."""
+    """CONDITIONING of a prompt with any CLIP, and one line on its tokens. The prompt's text travels with it. KleinError
+    for what is no text, or too long."""
+    check_prompt(text)
     tokens = clip.tokenize(text)
-    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict={"klein": {"prompt": text}})
+    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=asked.asking({}, prompt=text))
     counts = [sum(len(row) for row in rows) for rows in tokens.values()]
     used = max(counts, default=0)
     if not isinstance(clip.tokenizer, KleinTokenizer):

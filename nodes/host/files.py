@@ -24,7 +24,11 @@ def choices(category: str, subfolder: str) -> list[str]:
 
 
 def resolve(category: str, subfolder: str, name: str) -> Path:
-    """The path of an entry of `choices`; KleinError when it is no longer there."""
+    """The path of an entry of `choices`; KleinError when it is no longer there, or no name that can be written down."""
+    if not isinstance(name, str):
+        raise KleinError(f"No file of {category} is chosen ({name!r} is not a name): choose one.")
+    if not _printable(name):
+        raise KleinError(f"The file name {name} in {category} is not UTF-8: rename the file, then refresh the list (key R).")
     path = folder_paths.get_full_path(category, name) or _folders(category).get(name)
     path = path or _folders("diffusers", subfolder).get(name) or _own(category).get(name)
     if path is None:
@@ -40,10 +44,16 @@ def known(category: str, subfolder: str, name: str | None) -> bool | str:
     names = choices(category, subfolder)
     if name is None or name in names:
         return True
-    return (
+    sentence = KleinError(
         f"{name} was not found in models/{category}, expected one of the {len(names)} entries of the list: "
         f"download it there (links are in the workflow's note), then refresh the list (key R)."
     )
+    return str(sentence)
+
+
+def _printable(name: str) -> bool:
+    """Whether a name can be encoded: the bytes of one that is not UTF-8 cannot, and the host's log would fail on it."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _own(category: str) -> dict[str, Path]:

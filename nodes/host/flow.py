@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +23,12 @@ from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
 from ...model_loaders.formats.codecs import FLOAT8, Codec
 from ...model_loaders.formats.identify import encoder_for
-from .compat import new_patcher
+from . import asked
+from .memory import Beside, new_patcher
 from .operations import flow_operations, native_tensors
 
-REFERENCE_CACHE = "klein_reference_cache"  # the run of nodes/host/cache.py among the transformer's options
+# Among the transformer's options: what gives keys and values of references, which then stay out of the sequence.
+REFERENCE_CACHE = "klein_reference_cache"
 VARIANTS = ("auto", "distilled", "base", "kv")
 WEIGHT_DTYPES = {
     "default": None,
@@ -52,16 +53,15 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
     if model.device.type != "cpu":
         model.to(model.device)
-    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, detached)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, variant))
     logging.info(f"Klein flow model {file.name}: hidden {file.sizes.hidden_size}, variant {model.klein_variant}")
     return patcher
 
 
-def detached(patcher, unpatch_all: bool) -> None:
-    """The host takes a model from the GPU."""
-    if unpatch_all:
-        patcher.model.give_back()
+def offered(dtypes: dict[str, torch.dtype | None]) -> list[str]:
+    """Names of the dtypes that the device can hold: Apple's has no fp8."""
+    apple = comfy.model_management.is_device_mps(comfy.model_management.get_torch_device())
+    return [name for name, dtype in dtypes.items() if not (apple and dtype and dtype.itemsize == 1)]
 
 
 def storage(file: FlowFile, weight_dtype: torch.dtype | None) -> tuple[torch.dtype, dict[str, Codec]]:
@@ -138,7 +138,7 @@ class HostedFlow(Flow):
             context,
             ref_latents=ref_latents,
             ref_latents_method=method,
-            control=control,
+            control_residuals=control,
             attention_mask=kwargs.get("attention_mask"),
             controls=references.controls if references else (),
             reference_kv=run.keys_values(self, ref_latents, references, method, tuple(x.shape[-2:]), transformer_options)
@@ -154,14 +154,12 @@ def host_attention(q, k, v, mask=None, transformer_options={}):
 
 
 class KleinModel(comfy.model_base.Flux2):
-    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `klein_kept_bytes` is
-    what a reference cache will take beside the host's own estimate."""
-
-    klein_kept_bytes = 0
+    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `beside` is what is
+    kept on the GPU beside its weights."""
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
-        self.reference_caches = weakref.WeakSet()
+        self.beside = Beside()
         # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
         self.memory_usage_factor = (
             comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604
@@ -171,22 +169,18 @@ class KleinModel(comfy.model_base.Flux2):
         return None  # klein has no pooled text vector, whatever a conditioning carries
 
     def extra_conds(self, **kwargs):
-        text, klein = kwargs.get("cross_attn"), kwargs.get("klein", {})
+        text = kwargs.get("cross_attn")
         check_conditioning(self, text, kwargs.get("reference_latents") or ())
         out = super().extra_conds(**kwargs)
         # The host pads short texts on the left, as FLUX.2 [dev] wants them; klein sees what the encoder gave.
         out["c_crossattn"] = comfy.conds.CONDRegular(text)
         references = kwargs.get("reference_latents")
         if references:
-            out["klein_references"] = comfy.conds.CONDConstant(ReferenceSet(references, klein.get("controls", ())))
+            out["klein_references"] = comfy.conds.CONDConstant(ReferenceSet(references, asked.controls(kwargs)))
         return out
 
     def memory_required(self, *args, **kwargs):
-        return super().memory_required(*args, **kwargs) + self.klein_kept_bytes
-
-    def give_back(self) -> int:
-        """Let go of what reference caches keep on the GPU; returns its bytes."""
-        return sum(cache.forget() for cache in self.reference_caches)
+        return super().memory_required(*args, **kwargs) + self.beside.wanted
 
 
 def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:
@@ -201,7 +195,7 @@ def check_conditioning(model: KleinModel, text: torch.Tensor | None, references)
             f"{sizes.context_in_dim}: load {encoder_for(sizes.context_in_dim)} in the encoder loader."
         )
     for number, latent in enumerate(references, start=1):
-        if latent.ndim != 4 or latent.shape[1] != sizes.in_channels:
+        if latent.ndim != 4 or latent.shape[1] != sizes.in_channels or 0 in latent.shape:
             raise KleinError(
                 f"Reference {number} has shape {list(latent.shape)}, expected [batch, {sizes.in_channels}, height/16, width/16]: "
                 f"encode it with the FLUX.2 VAE."

@@ -9,5 +9,8 @@ from server import PromptServer
 def with_report(node: type[io.ComfyNode], *outputs: object) -> io.NodeOutput:
     """Outputs of a node, of which the last is its report. The node's schema asks for its hidden unique_id."""
     report = outputs[-1]
-    PromptServer.instance.send_progress_text(report, node.hidden.unique_id)
+    server = getattr(PromptServer, "instance", None)  # none where nodes are called without one
+    client = getattr(server, "client_id", None)  # who queued the running prompt; None: nobody looks on
+    if client is not None:
+        server.send_progress_text(report, node.hidden.unique_id, client)
     return io.NodeOutput(*outputs, ui=ui.PreviewText(report))

@@ -14,6 +14,7 @@ from ...model_loaders.errors import KleinError
 from ...samplers.euler import sample_euler
 from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas
+from . import asked
 from .flow import KleinModel, check_conditioning
 
 CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
@@ -26,6 +27,10 @@ def sample(
     latent, conditioning or cfg that cannot be sampled, before anything is moved to the GPU."""
     samples = latent["samples"]
     tokens = latent_tokens(latent)
+    if not samples.isfinite().all():
+        raise KleinError("The latent holds NaN or infinity, expected numbers: change the node that made it.")
+    if sigmas is not None and not (sigmas.ndim == 1 and sigmas.isfinite().all()):
+        raise KleinError("The sigmas are not a row of finite numbers: connect those of a scheduler, or none.")
     if cfg > 1 and negative is None:
         raise KleinError(
             f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
@@ -40,8 +45,9 @@ def sample(
     _advise(model, len(sigmas) - 1, cfg)
 
     guider = comfy.samplers.CFGGuider(model)
-    # At cfg 1 the negative is left out altogether: nothing of it is prepared or computed.
-    guider.inner_set_conds({"positive": positive, "negative": negative} if cfg > 1 else {"positive": positive})
+    # At cfg 1 the negative is left out altogether, unless a patch of the MODEL asks for it: nothing of it is computed.
+    guided = negative is not None and (cfg > 1 or model.model_options.get("disable_cfg1_optimization", False))
+    guider.inner_set_conds({"positive": positive, "negative": negative} if guided else {"positive": positive})
     guider.set_cfg(cfg)
     out = guider.sample(
         comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
@@ -67,7 +73,7 @@ def make_sigmas(steps: int, tokens: int, schedule: str, denoise: float) -> torch
 def latent_tokens(latent: dict) -> int:
     """Image tokens of a FLUX.2 latent (B, 128, H/16, W/16); KleinError for the latent of another model."""
     shape = latent["samples"].shape
-    if len(shape) != 4 or shape[1] != CHANNELS:
+    if len(shape) != 4 or shape[1] != CHANNELS or 0 in shape:
         raise KleinError(
             f"The latent has shape {list(shape)}, expected [batch, {CHANNELS}, height/16, width/16]: use Empty Flux 2 "
             f"Latent, or encode the image with the FLUX.2 VAE."
@@ -83,7 +89,7 @@ def pixel_tokens(width: int, height: int) -> int:
 def _check(model, text: torch.Tensor, values: dict) -> None:
     if isinstance(model.model, KleinModel):
         check_conditioning(model.model, text, values.get("reference_latents") or ())
-    elif values.get("klein", {}).get("controls"):
+    elif asked.controls(values):
         raise KleinError(
             "A reference has a strength, mask or window, which needs a model from Klein Flow Loader, and this one is from "
             "another loader: change the loader, or leave those settings out."

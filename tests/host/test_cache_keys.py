@@ -291,7 +291,7 @@ def test_the_memory_it_will_take_is_asked_of_the_host(run, across):
     required = type(model.model).memory_required
 
     def count(self, *args, **kwargs):
-        asked[-1].add(self.klein_kept_bytes)
+        asked[-1].add(self.beside.wanted)
         return required(self, *args, **kwargs)
 
     type(model.model).memory_required = count
@@ -303,7 +303,7 @@ def test_the_memory_it_will_take_is_asked_of_the_host(run, across):
         type(model.model).memory_required = required
     size = 2 * 3 * 256 * 4 * 23
     assert [max(of_run) for of_run in asked] == [size, 0, size]
-    assert model.model.klein_kept_bytes == 0
+    assert model.model.beside.wanted == 0
 
 
 def test_it_goes_when_the_host_unloads_the_model_or_the_node_goes(run, parts):
@@ -360,3 +360,75 @@ def test_a_model_of_another_loader_is_refused_in_one_sentence(parts):
 
     with pytest.raises(Exception, match="^The reference cache needs a model from Klein Flow Loader, and this one is object of"):
         parts[0].attach(Other(), "within_run", "gpu", "model")
+
+
+def test_what_a_running_run_still_holds_is_not_reported_as_freed(run, across):
+    freed = []
+
+    def unload(apply_model, args):
+        freed.append(across.model.beside.give_back())
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = across.clone()
+    model.set_model_unet_function_wrapper(unload)
+    want, _ = run(across, fresh=True)
+    run(model)
+    freed.clear()
+    got, kept = run(model)
+    assert freed == [0, 0] and torch.equal(got, want)
+    assert not run(across)[1]  # the host wanted the memory: nothing was kept beyond the run
+
+
+def test_a_second_model_that_the_host_builds_for_a_copy_gives_back_too(run, parts, across):
+    """As `clone(disable_dynamic=True)` does: another model of the same file, with the wrappers of the first."""
+    from comfy.patcher_extension import WrappersMP
+
+    build, arguments = across.cached_patcher_init
+    second = build(*arguments, disable_dynamic=True)
+    prepare = across.wrappers["prepare_sampling"]["klein_reference_cache"][0]
+    second.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "klein_reference_cache", prepare)
+    assert check(run, second)
+    size = next(iter(prepare.__self__.last.found.values())).nbytes
+    assert second.partially_unload(second.offload_device, 1) == size and prepare.__self__.last is None
+
+
+def test_a_copied_model_has_nothing_kept_and_shares_nothing(across):
+    import copy
+
+    beside = across.model.beside
+    assert copy.deepcopy(beside) is not beside and copy.deepcopy(beside).give_back() == 0
+
+
+def test_what_is_kept_can_be_given_back_while_other_threads_add_to_it(parts):
+    """Several GPUs fill one run; the host unloads from another thread."""
+    import threading
+
+    cache = parts[0].ReferenceCache(True, "gpu", None)
+
+    class Kept:
+        nbytes = 1
+
+    class Last:
+        found = {}
+
+    failed, stop = [], threading.Event()
+
+    def fill():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            Last.found[number % 5000] = Kept()
+            Last.found.pop((number * 7) % 5000, None)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        for _ in range(300):
+            cache.last = Last
+            cache.forget()
+    except RuntimeError as error:
+        failed.append(error)
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed

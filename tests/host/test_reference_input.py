@@ -36,9 +36,9 @@ def test_a_new_prompt_does_not_encode_the_images_again(combine, vae, monkeypatch
     encode, calls = vae.encode, []
     monkeypatch.setattr(vae, "encode", lambda image: calls.append(image.shape) or encode(image))
     image = torch.rand(2, 64, 96, 3)
-    first, _ = combine(image, values={"klein": {"prompt": "a cat"}})
+    first, _ = combine(image, values={"klein_pack": {"prompt": "a cat"}})
     assert len(calls) == 2
-    again, _ = combine(image.clone(), values={"klein": {"prompt": "a dog"}})
+    again, _ = combine(image.clone(), values={"klein_pack": {"prompt": "a dog"}})
     assert len(calls) == 2 and all(map(torch.equal, first["reference_latents"], again["reference_latents"]))
     image[1, 0, 0, 0] += 0.01
     combine(image)
@@ -84,7 +84,7 @@ def test_masks_of_two_three_and_four_dimensions_are_the_same(references, combine
     kept = []
     for each in (mask, mask[None], mask[None, None]):
         values, _ = combine(chained=references.chain(torch.rand(1, 64, 96, 3), mask=each))
-        kept += [control.keep for control in values["klein"]["controls"]]
+        kept += [control.keep for control in values["klein_pack"]["controls"]]
     assert kept == [bytes([1, 1, 1, 0, 0, 0] * 4)] * 3
 
 
@@ -99,7 +99,7 @@ def test_a_batch_takes_one_mask_or_one_each(references):
 def test_a_mask_of_all_ones_is_no_mask(references, combine):
     image = torch.rand(1, 64, 64, 3)
     values, _ = combine(chained=references.chain(image, mask=torch.ones(1, 64, 64)))
-    assert "klein" not in values and torch.equal(values["reference_latents"][0], combine(image)[0]["reference_latents"][0])
+    assert "klein_pack" not in values and torch.equal(values["reference_latents"][0], combine(image)[0]["reference_latents"][0])
 
 
 @pytest.mark.parametrize("gone", [{"strength": 0.0}, {"mask": torch.zeros(1, 8, 8)}])
@@ -141,3 +141,22 @@ def test_a_negative_with_other_references_is_warned_of(combine):
 def test_a_computed_side_beyond_all_images_is_refused(combine):
     with pytest.raises(Exception, match="^The image would be 1024x921600 by the aspect of image 1, expected 16384 a side"):
         combine(torch.rand(1, 900, 1, 3), size=(1024, 0))
+
+
+@pytest.mark.parametrize("key", ["klein", "klein_pack"])
+@pytest.mark.parametrize("foreign", ["text", 3, None, ["a"], {"controls": "ab", "prompt": 5}, {"controls": ({"strength": 2},)}])
+def test_what_others_write_under_our_key_or_its_like_is_as_if_it_were_not_there(references, combine, key, foreign):
+    image, second = torch.rand(1, 64, 64, 3), references.chain(torch.rand(1, 64, 64, 3), strength=2.0)
+    first, _ = combine(image)
+    want, (*_, text) = combine(chained=second, values=first)
+    got, (*_, also) = combine(chained=second, values={**first, key: foreign})
+    assert also == text and all(map(torch.equal, got["reference_latents"], want["reference_latents"]))
+    assert [control.strength for control in got["klein_pack"]["controls"]] == [1.0, 2.0]
+
+
+def test_more_controls_than_references_do_not_shift_those_that_follow(references, combine):
+    from klein.model_loaders.flow.controls import Control
+
+    second = references.chain(torch.rand(1, 64, 64, 3), strength=2.0)
+    values, _ = combine(chained=second, values={"klein_pack": {"controls": (Control(strength=3.0),) * 4}})
+    assert [control.strength for control in values["klein_pack"]["controls"]] == [2.0]

@@ -130,3 +130,15 @@ def test_a_sigma_that_the_host_rounded_still_belongs_to_its_step():
     for i in range(4):
         for factor in (1 - 3e-7, 1 + 3e-7):
             assert progress(schedule[i : i + 1] * factor, schedule, (Control(end=0.5),)) == i / 4
+
+
+@pytest.mark.parametrize("shape", [(1, 115), (2, 115, 115), (1, 1, 1, 115)])
+@pytest.mark.parametrize("strength", [1.0, 2.5])
+def test_a_boolean_mask_leaves_out_what_is_false_beside_any_strength(flow, given, shape, strength):
+    there = torch.rand(shape, generator=torch.Generator().manual_seed(4)) > 0.3
+    there[..., 0] = True
+    there = there.view(shape[0], 1, *shape[1:]) if len(shape) == 3 else there
+    added = torch.zeros(there.shape).masked_fill(~there, -1e30)
+    got, want = (run(flow, given, Control(), Control(strength=strength), attention_mask=mask) for mask in (there, added))
+    assert relative(got, want) < TOLERANCE
+    assert relative(got, run(flow, given, Control(), Control(strength=strength))) > 1e-3

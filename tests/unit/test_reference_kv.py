@@ -198,3 +198,48 @@ def test_latents_of_a_call_are_compared_with_the_set(references):
     both = torch.cat([a, a + 1])
     rows = both[[0, 1, 0]].repeat(2, 1, 1, 1)  # two conditionings of three images
     assert ReferenceSet([both]).is_content_of([rows], parts=2) and not ReferenceSet([both]).is_content_of([rows], parts=1)
+
+
+def test_a_boolean_mask_beside_kept_references_leaves_out_what_is_false(flow, references):
+    x, context = given(2)
+    there = torch.rand(1, 88, generator=torch.Generator().manual_seed(4)) > 0.3
+    there[:, 0] = True
+    added = torch.zeros(1, 88).masked_fill(~there, -1e30)
+    for controls in ((), (Control(), Control(strength=2.0))):
+        kv = read(flow, references[:2])
+        got, want = (step(flow, x, 0.9, context, kv, *controls, attention_mask=mask) for mask in (there, added))
+        assert relative(got, want) < TOLERANCE
+        assert relative(got, step(flow, x, 0.9, context, kv, *controls)) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 111), (2, 1, 111, 111)])
+def test_a_mask_over_references_too_is_taken_beside_kept_ones(flow, references, shape):
+    """ln 2 on the last 8 keys, those of the second reference, is its strength of 2; with the first outside its window,
+    its part of the mask is left out too."""
+    x, context = given(2)
+    kv = read(flow, references[:2])
+    mask = torch.zeros(shape)
+    mask[..., -8:] = torch.tensor(2.0).log()
+    want = step(flow, x, 0.9, context, kv, Control(), Control(strength=2.0))
+    assert relative(step(flow, x, 0.9, context, kv, attention_mask=mask), want) < TOLERANCE
+    options = {"sample_sigmas": torch.tensor([0.9, 0.4, 0.0])}
+    late = Control(start=0.5)
+    want = step(flow, x, 0.9, context, kv, late, Control(strength=2.0), transformer_options=options)
+    got = step(flow, x, 0.9, context, kv, late, attention_mask=mask, transformer_options=options)
+    assert relative(got, want) < TOLERANCE
+
+
+def test_a_boolean_mask_that_a_patch_puts_in_is_taken_beside_kept_references(flow, references):
+    x, context = given(1)
+    kv, there = read(flow, references[:2]), torch.ones(1, 1, 1, 88, dtype=torch.bool)
+    there[..., 20:40] = False
+    want = step(flow, x, 0.9, context, kv, attention_mask=there)
+    patch = {"patches": {"attn1_patch": [lambda q, k, v, pe, attn_mask, extra_options: {"attn_mask": there}]}}
+    assert relative(step(flow, x, 0.9, context, kv, transformer_options=patch), want) < TOLERANCE
+
+
+def test_a_mask_of_another_length_beside_kept_references_is_refused(flow, references):
+    x, context = given(1)
+    sentence = "^The attention mask covers 90 tokens, expected 88 of text and image, or 111 with the references: "
+    with pytest.raises(ValueError, match=sentence):
+        step(flow, x, 0.9, context, read(flow, references[:2]), attention_mask=torch.zeros(1, 90))
