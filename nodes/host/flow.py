@@ -114,6 +114,17 @@ class HostedFlow(Flow):
     def __init__(self, dtype=None, device=None, operations=None, **config):
         sizes = FlowSizes(**{name: config[name] for name in FlowSizes.__dataclass_fields__})
         super().__init__(sizes, operations, host_attention, dtype=dtype, device=device)
+        # What nodes read of the host's own FLUX.2 transformer.
+        self.in_channels = self.out_channels = sizes.in_channels
+        self.hidden_size, self.num_heads = sizes.hidden_size, sizes.num_heads
+        self.guidance_in = torch.nn.Identity()
+        self.vector_in = self.txt_norm = None
+        vars(self.params).update(
+            out_channels=sizes.in_channels, vec_in_dim=None, mlp_ratio=sizes.mlp_hidden / sizes.hidden_size,
+            axes_dim=list(sizes.axes_dim), theta=self.pe_embedder.theta, patch_size=1, qkv_bias=False, guidance_embed=False,
+            txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False, ref_index_scale=10.0,
+            yak_mlp=False, txt_norm=False,
+        )  # fmt: skip
 
     def forward(
         self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs
