@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 
@@ -29,6 +30,14 @@ def _giving_back(base: type) -> type:
             return freed + super().partially_unload(device_to, memory_to_free - freed, *args, **kwargs)
 
     return KleinPatcher
+
+
+def note_dtypes(module) -> None:
+    """Newer hosts cast each weight, when a GPU needs it, to the dtype that its layer was built with: tell them the one
+    it was loaded in."""
+    archive = getattr(comfy.model_management, "archive_model_dtypes", None)
+    if archive:
+        archive(module)
 
 
 def clip_options(disable_dynamic: bool) -> dict:

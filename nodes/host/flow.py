@@ -22,7 +22,7 @@ from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
 from ...model_loaders.formats.identify import encoder_for
-from .compat import new_patcher
+from .compat import new_patcher, note_dtypes
 from .operations import flow_operations, native_tensors
 
 REFERENCE_CACHE = "klein_reference_cache"  # the run of nodes/host/cache.py among the transformer's options
@@ -48,6 +48,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, disable_dynamic)
     state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), quantised)
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
+    note_dtypes(model.diffusion_model)
     if model.device.type != "cpu":
         model.to(model.device)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, detached)
