@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+import torch
+
 from . import provision
 
 
@@ -38,6 +40,27 @@ def host_flux(state: dict, heads: int, context: int):
     state = {n if n in names else n.replace("norm.scale", "norm.weight"): t for n, t in state.items()}
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
+
+
+def host_model(path, state: dict, heads: int, context: int):
+    """ComfyUI's own MODEL of a klein flow file (BFL names, float32): by its own loader where that knows klein, else its
+    FLUX.2 class built directly."""
+    import comfy.model_base
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+
+    if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
+        return comfy.sd.load_diffusion_model(str(path))
+    flux = host_flux(state, heads, context)
+    config = comfy.supported_models.Flux2({"image_model": "flux2", "in_channels": flux.in_channels})
+    config.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.Flux.__new__(comfy.model_base.Flux2)
+    comfy.model_base.Flux.__init__(model, config, unet_model=lambda **_: flux)
+    flux.dtype = torch.float32
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
 def hosted_flow(path):

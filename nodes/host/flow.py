@@ -24,6 +24,7 @@ from ...model_loaders.flow.sizes import FlowSizes
 from ...model_loaders.formats.codecs import FLOAT8, Codec
 from ...model_loaders.formats.identify import encoder_for
 from . import asked
+from .compat import note_dtypes
 from .memory import Beside, new_patcher
 from .operations import flow_operations, native_tensors
 
@@ -51,6 +52,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, disable_dynamic)
     state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), quantised)
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
+    note_dtypes(model.diffusion_model)
     if model.device.type != "cpu":
         model.to(model.device)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, variant))
@@ -116,6 +118,17 @@ class HostedFlow(Flow):
     def __init__(self, dtype=None, device=None, operations=None, **config):
         sizes = FlowSizes(**{name: config[name] for name in FlowSizes.__dataclass_fields__})
         super().__init__(sizes, operations, host_attention, dtype=dtype, device=device)
+        # What nodes read of the host's own FLUX.2 transformer.
+        self.in_channels = self.out_channels = sizes.in_channels
+        self.hidden_size, self.num_heads = sizes.hidden_size, sizes.num_heads
+        self.guidance_in = torch.nn.Identity()
+        self.vector_in = self.txt_norm = None
+        vars(self.params).update(
+            out_channels=sizes.in_channels, vec_in_dim=None, mlp_ratio=sizes.mlp_hidden / sizes.hidden_size,
+            axes_dim=list(sizes.axes_dim), theta=self.pe_embedder.theta, patch_size=1, qkv_bias=False, guidance_embed=False,
+            txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False, ref_index_scale=10.0,
+            yak_mlp=False, txt_norm=False,
+        )  # fmt: skip
 
     def forward(
         self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, transformer_options={}, **kwargs

@@ -228,3 +228,40 @@ def test_hooks_leave_the_callers_options_as_they_were(ours):
     options = {"patches": {}}
     call(ours, options)
     assert options == {"patches": {}}
+
+
+def data_of(model) -> dict:
+    """Public attributes that are no methods, and layers."""
+    return {name: value for name, value in {**vars(model), **model._modules}.items() if not name.startswith("_")}
+
+
+def test_every_attribute_that_comfyuis_own_transformer_has_is_there(ours, hosts):
+    """Core's RenormCFG reads in_channels; packs read the rest. Plain values are the same, layers may be ours."""
+    for theirs, mine in ((hosts, ours), (hosts.pe_embedder, ours.pe_embedder)):
+        want = data_of(theirs)
+        assert [name for name in want if not hasattr(mine, name)] == []
+        plain = {name for name, value in want.items() if isinstance(value, (int, float, str, list, tuple, type(None)))}
+        plain -= {"dtype"}  # core's is built without one here
+        assert {name: getattr(mine, name) for name in plain} == {name: want[name] for name in plain}
+    assert vars(hosts.params).items() <= vars(ours.params).items()
+
+
+def test_a_replaced_position_embedder_is_called(ours, hosts):
+    """Packs for large canvases replace it."""
+
+    class Halved(torch.nn.Module):
+        def __init__(self, before):
+            super().__init__()
+            self.before = before
+
+        def forward(self, ids):
+            return self.before(ids * 0.5)
+
+    plain, before = call(ours), (ours.pe_embedder, hosts.pe_embedder)
+    ours.pe_embedder, hosts.pe_embedder = (Halved(each) for each in before)
+    try:
+        got, want = call(ours), call(hosts)
+    finally:
+        ours.pe_embedder, hosts.pe_embedder = before
+    assert relative(got, want) < TOLERANCE
+    assert relative(got, plain) > 100 * TOLERANCE

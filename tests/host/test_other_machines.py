@@ -68,6 +68,21 @@ def test_a_flow_file_of_two_dtypes_runs_where_weights_are_not_cast(adapters, gpu
     assert relative(got, want) < tolerance
 
 
+@pytest.mark.parametrize("layers", [["_blocks."], ["img_in", "norm"]])
+def test_a_loader_that_streams_weights_keeps_the_dtype_of_each_layer(adapters, tmp_path, layers):
+    """On a GPU newer hosts cast each weight to the dtype they noted for it: done here by hand. Tolerance: float32 sums."""
+    state = changed(small.flow_state(**small.FLOW), torch.bfloat16, layers)
+    flow = adapters["flow"].load_model(small.save(state, tmp_path / "flow.safetensors")).model.diffusion_model
+    assert {weight.dtype for weight in flow.parameters()} == {torch.bfloat16, torch.float32}
+    for module in flow.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            weight.data = weight.data.to(getattr(module, f"{name}_comfy_model_dtype", weight.dtype))
+    oracle = small.flow_oracle({name: w.float() for name, w in state.items()})
+    with torch.no_grad():
+        got = flow(comfy_noise(1), torch.tensor([0.5]), text())
+    assert relative(got, small.velocity(oracle, comfy_noise(1), torch.tensor([0.5]), text())) < 1e-6
+
+
 @pytest.fixture(scope="module")
 def encoder():
     return small.encoder_state(small.encoder_oracle(**small.ENCODER))
