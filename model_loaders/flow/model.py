@@ -64,7 +64,7 @@ class PositionEmbedder(nn.Module):
         self.dim, self.theta, self.axes_dim = sizes.head_dim, THETA, list(sizes.axes_dim)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return rotations(ids, self.axes_dim, self.theta)
+        return rotations(ids, tuple(self.axes_dim), self.theta)
 
 
 class TimeEmbedder(nn.Module):

@@ -61,7 +61,7 @@ def flow_sizes(plan: Plan) -> FlowSizes:
 def expected_shapes(sizes: FlowSizes) -> dict[str, tuple[int, ...]]:
     """Canonical weight name -> shape, for a model of these sizes."""
     h, head, mlp = sizes.hidden_size, sizes.head_dim, sizes.mlp_hidden
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "img_in": (h, sizes.in_channels),
         "txt_in": (h, sizes.context_in_dim),
         "time_in.in_layer": (h, 256),

@@ -87,7 +87,10 @@ def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoin
         shards = [_open(file) for file in _files(path)]
     except (OSError, UnicodeError) as error:
         raise KleinError(f"{path.name} cannot be opened ({error}): check the file and its permissions.") from error
-    shapes, dtypes, metadata, homes = {}, {}, {}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    metadata: dict[str, str] = {}
+    homes: dict[str, Shard] = {}
     for shard in shards:
         metadata.update(shard.handle.metadata() or {})
         for name in shard.handle.keys():

@@ -137,7 +137,7 @@ def markers(rng, role, state, metadata):
 
 
 KINDS = [dropped, integers, reshaped, beside, elsewhere, scales, header, markers]
-ROUNDS = [10, pytest.param(40, marks=pytest.mark.slow)]  # of each kind on each file
+ROUNDS = [10, pytest.param(40, marks=pytest.mark.long)]  # of each kind on each file
 
 
 def check(role: str, path, want: dict, expected: str, what: str) -> None:
