@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 from comfy_api.latest import io
 
-from ..model_loaders.errors import KleinError
+from ..errors import KleinError
 
 
 def check(node: type[io.ComfyNode], **values: object) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import KleinError
+from ...errors import KleinError
 from ..formats.codecs import quantise
 from .controls import Control, Tokens, add_masks, complete
 

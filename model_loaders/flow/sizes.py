@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import KleinError
+from ...errors import KleinError
 from ..formats.names import Plan, block_count
 
 AXES = 4  # t, h, w, l: Black Forest Labs' flux2, model.py

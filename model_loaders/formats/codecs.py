@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import KleinError
+from ...errors import KleinError
 from .files import Checkpoint
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)

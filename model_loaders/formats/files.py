@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import KleinError
+from ...errors import KleinError
 
 INDEX = "*.safetensors.index.json"
 LARGEST_INDEX = 2**26  # bytes; those of klein have some tens of thousands

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import KleinError
+from ...errors import KleinError
 from .files import Checkpoint
 from .names import block_count, encoder_prefix, flow_prefix
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from ..errors import KleinError
+from ...errors import KleinError
 from .codecs import Codec, Markers, StoredWeight
 from .files import Checkpoint
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from ..errors import KleinError
+from ...errors import KleinError
 from ..formats.files import open_checkpoint
 from ..formats.identify import require
 from ..formats.names import Plan, block_count, encoder_plan, encoder_prefix

@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from ..errors import KleinError
+from ...errors import KleinError
 
 LENGTH = 512
 MOST_CHARACTERS = 100_000  # of a prompt: 512 tokens are about 2500, and the library fails on runs of millions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import KleinError
+from ...errors import KleinError
 from ..formats.files import Checkpoint, open_checkpoint
 from ..formats.identify import require
 from ..formats.names import block_count

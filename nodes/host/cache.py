@@ -12,7 +12,7 @@ import weakref
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...model_loaders.flow.reference_kv import ReferenceKV, ReferenceSet, Storage
 from . import asked
 from .flow import REFERENCE_CACHE, KleinModel

@@ -6,68 +6,22 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import comfy.model_management
 import torch
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...model_loaders.flow.controls import NEUTRAL, Control, complete
+from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures
 from ...pictures.report import Entry, report
-from ...pictures.sizing import Canvas, fit, kept_tokens, on_grid, place
+from ...pictures.sizing import Canvas, fit, place
 from . import asked
 from .sampling import CHANNELS
 
 MOST = 10  # references of one image
-LARGEST = 16384  # pixels a side of the image to be made
 KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
-SOCKETS = ("image_1", "image_2", "image_3", "image_4")
 
 _latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """One image (1, h, w, C) with its mask (1, h, w) or None, strength, and window of the steps."""
-
-    image: torch.Tensor
-    mask: torch.Tensor | None = None
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-
-    @property
-    def source(self) -> tuple[int, int]:
-        return self.image.shape[2], self.image.shape[1]
-
-
-def chain(image, references=(), mask=None, strength=1.0, start=0.0, end=1.0) -> tuple[Reference, ...]:
-    """KLEIN_REFERENCES: those given, then each image of the batch with the same strength and window, and the mask, or
-    its own of as many masks."""
-    if start >= end:
-        raise KleinError(
-            f"start_percent is {start:g} and end_percent {end:g}, which leaves no step: set the end above the start."
-        )
-    images = pictures(image)
-    if mask is not None and (mask.ndim < 2 or not mask.numel()):
-        shape = "x".join(map(str, mask.shape))
-        raise KleinError(f"The mask is a tensor of {shape}, expected masks x height x width: connect a MASK.")
-    masks = [None] * len(images) if mask is None else mask.reshape(-1, *mask.shape[-2:]).split(1)
-    if len(masks) == 1:
-        masks = masks * len(images)
-    if len(masks) != len(images):
-        raise KleinError(f"There are {len(masks)} masks for {len(images)} images: give one for all, or one for each.")
-    return (*references, *(Reference(single, own, strength, start, end) for single, own in zip(images, masks)))
-
-
-def pictures(image: torch.Tensor) -> list[torch.Tensor]:
-    """Each picture (1, h, w, C) of an IMAGE, in float32."""
-    if image.ndim != 4 or not image.numel() or not 1 <= image.shape[-1] <= 4:
-        shape = "x".join(map(str, image.shape))
-        raise KleinError(
-            f"The reference is a tensor of {shape}, expected pictures x height x width x 1 to 4 colours: connect an IMAGE."
-        )
-    return list(image.float().split(1))
 
 
 def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size):
@@ -84,15 +38,17 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
         raise KleinError(f"There are {total} references, expected {MOST} at most: disconnect some.")
     several = len(before) + sum(map(enters, chosen)) > 1
     canvases = [fit(ref.source, sizing, max_megapixels, several) for ref in chosen]
-    controls = [control_of(ref, canvas) for ref, canvas in zip(chosen, canvases)]
+    controls = [Control(ref.strength, kept(ref, canvas), ref.start, ref.end) for ref, canvas in zip(chosen, canvases)]
     latents = [encode(vae, place(ref.image, canvas)) for ref, canvas in zip(chosen, canvases)]
 
-    canvas = output_canvas([*(pixels(latent) for latent in before), *canvases], width, height)
+    canvas = output_canvas([*(known_by_latent(latent) for latent in before), *canvases], width, height)
     latent = torch.zeros(
         batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
     )
     old = complete(asked.controls(values), len(before))
-    entries = [entry(None, pixels(latent), control, "already in the conditioning") for latent, control in zip(before, old)]
+    entries = [
+        entry(None, known_by_latent(latent), control, "already in the conditioning") for latent, control in zip(before, old)
+    ]
     entries += [entry(ref.source, canvas, control) for ref, canvas, control in zip(chosen, canvases, controls)]
     warnings = gaps(images, len(before) + 1) + differing(positive, negative, len(before))
     for number, control in enumerate(controls, start=len(before) + 1):
@@ -106,11 +62,6 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
     return *added, {"samples": latent}, canvas, lines
 
 
-def enters(reference: Reference) -> bool:
-    """Whether a reference counts when sizes depend on how many there are."""
-    return reference.strength > 0 and (reference.mask is None or bool(reference.mask.any()))
-
-
 def differing(positive, negative, count: int) -> list[str]:
     """A warning where the conditionings do not all have `count` references before those added, which shifts numbers."""
     counts = {len(values.get("reference_latents") or []) for _, values in (*(positive or ()), *(negative or ()))}
@@ -119,37 +70,18 @@ def differing(positive, negative, count: int) -> list[str]:
     return [f"positive and negative have {min(counts)} to {max(counts)} references of before, so their numbers differ"]
 
 
-def gaps(images: dict[str, list], number: int) -> list[str]:
-    """Warnings where the number of a socket's image is not the socket's; `number` is that of the first image."""
-    warnings, shift = [], number - 1
-    for name, image in images.items():
-        if number - shift != SOCKETS.index(name) + 1:
-            empty = any(earlier not in images for earlier in SOCKETS[: SOCKETS.index(name)])
-            warnings.append(f"{name} is image {number}, as a socket before it {'is empty' if empty else 'holds several'}")
-        number += len(image)
-    return warnings
-
-
-def control_of(reference: Reference, canvas: Canvas) -> Control:
-    keep = None
-    if reference.mask is not None:
-        kept = kept_tokens(reference.mask.cpu(), canvas)
-        keep = None if kept.all() else bytes(kept.tolist())
-    return Control(reference.strength, keep, reference.start, reference.end)
-
-
 def entry(source: tuple[int, int] | None, canvas: Canvas, control: Control, *notes: str) -> Entry:
-    kept = canvas.tokens if control.keep is None else sum(control.keep)
+    tokens = canvas.tokens if control.keep is None else sum(control.keep)
     notes = list(notes)
     if control.keep is not None:
-        notes.append(f"{kept} of {canvas.tokens} tokens kept by the mask")
+        notes.append(f"{tokens} of {canvas.tokens} tokens kept by the mask")
     if control.strength == 0:
-        kept, notes = 0, [*notes, "strength 0: left out"]
+        tokens, notes = 0, [*notes, "strength 0: left out"]
     elif control.strength != 1:
         notes.append(f"strength {control.strength:g}")
     if control.start > 0 or control.end < 1:
         notes.append(f"steps from {control.start:.0%} to {control.end:.0%}")
-    return Entry(source, canvas.size, kept, tuple(notes))
+    return Entry(source, canvas.size, tokens, tuple(notes))
 
 
 def encode(vae, image: torch.Tensor) -> torch.Tensor:
@@ -180,24 +112,3 @@ def append(conditioning, latents: list, controls: list[Control]):
             values = asked.asking(values, controls=(*old, *controls))
         out.append([text, values])
     return out
-
-
-def pixels(latent: torch.Tensor) -> Canvas:
-    """The canvas of a reference that is known only by its latent."""
-    size = (16 * latent.shape[-1], 16 * latent.shape[-2])
-    return Canvas(size, size, (0, 0), size)
-
-
-def output_canvas(canvases: list[Canvas], width: int, height: int) -> Canvas:
-    """The canvas of the image to be made: that of image 1, or the size asked for (0: from the other side and image 1's
-    aspect), which then stands for the whole of image 1's source."""
-    first = canvases[0] if canvases else Canvas((1024, 1024), (1024, 1024), (0, 0), (1024, 1024))
-    if not width and not height:
-        return first
-    across, down = first.source
-    size = on_grid(width or height * across / down), on_grid(height or width * down / across)
-    if max(size) > LARGEST:
-        raise KleinError(
-            f"The image would be {size[0]}x{size[1]} by the aspect of image 1, expected {LARGEST} a side at most: give both sides."
-        )
-    return Canvas(first.source if canvases else size, size, (0, 0), size)

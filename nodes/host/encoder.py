@@ -11,7 +11,7 @@ import comfy.sd
 import comfy.text_encoders
 import torch
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
 from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut, load_tokenizer, tokenize, window

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...model_loaders.formats.files import INDEX
 
 TINY = Path(__file__).resolve().parents[2] / "tiny"  # comes with the pack; in its own loaders' lists only

@@ -16,7 +16,7 @@ import comfy.supported_models
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet

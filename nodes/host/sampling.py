@@ -10,7 +10,7 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...samplers.euler import sample_euler
 from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas

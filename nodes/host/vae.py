@@ -8,7 +8,7 @@ import comfy.sd
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder
 
-from ...model_loaders.errors import KleinError
+from ...errors import KleinError
 from ...model_loaders.vae.load import Half, VAEFile, read_vae
 
 

@@ -4,6 +4,7 @@ process beside a real ComfyUI."""
 import pytest
 import torch
 
+from klein.pictures.references import SOCKETS, chain
 from klein.pictures.sizing import fit
 from tools import inprocess, small
 
@@ -25,7 +26,7 @@ def combine(references, vae):
 
     def combine(*images, chained=(), values=None, negative=None, sizing="exact", megapixels=1.0, size=(0, 0), batch=1):
         positive = [[torch.zeros(1, 512, 12), values or {}]]
-        sockets = dict(zip(references.SOCKETS, images))
+        sockets = dict(zip(SOCKETS, images))
         out = references.combine(positive, negative, vae, sockets, chained, sizing, megapixels, *size, batch)
         return out[0][0][1], out
 
@@ -83,22 +84,22 @@ def test_masks_of_two_three_and_four_dimensions_are_the_same(references, combine
     mask[:, :48] = 1
     kept = []
     for each in (mask, mask[None], mask[None, None]):
-        values, _ = combine(chained=references.chain(torch.rand(1, 64, 96, 3), mask=each))
+        values, _ = combine(chained=chain(torch.rand(1, 64, 96, 3), mask=each))
         kept += [control.keep for control in values["klein_pack"]["controls"]]
     assert kept == [bytes([1, 1, 1, 0, 0, 0] * 4)] * 3
 
 
 def test_a_batch_takes_one_mask_or_one_each(references):
     images, masks = torch.rand(2, 64, 64, 3), torch.stack([torch.zeros(64, 64), torch.ones(64, 64)])
-    assert [ref.mask.mean() for ref in references.chain(images, mask=masks)] == [0, 1]
-    assert [ref.mask.mean() for ref in references.chain(images, mask=masks[1:])] == [1, 1]
+    assert [ref.mask.mean() for ref in chain(images, mask=masks)] == [0, 1]
+    assert [ref.mask.mean() for ref in chain(images, mask=masks[1:])] == [1, 1]
     with pytest.raises(Exception, match="^There are 2 masks for 3 images: give one for all, or one for each.$"):
-        references.chain(torch.rand(3, 64, 64, 3), mask=masks)
+        chain(torch.rand(3, 64, 64, 3), mask=masks)
 
 
 def test_a_mask_of_all_ones_is_no_mask(references, combine):
     image = torch.rand(1, 64, 64, 3)
-    values, _ = combine(chained=references.chain(image, mask=torch.ones(1, 64, 64)))
+    values, _ = combine(chained=chain(image, mask=torch.ones(1, 64, 64)))
     assert "klein_pack" not in values and torch.equal(values["reference_latents"][0], combine(image)[0]["reference_latents"][0])
 
 
@@ -107,7 +108,7 @@ def test_a_reference_that_is_gone_does_not_change_the_size_of_the_others(referen
     """Black Forest Labs' cap is smaller for several."""
     image = torch.rand(1, 1040, 1040, 3)
     alone, (*_, canvas, _) = combine(image, sizing="bfl")
-    beside, (*_, also, _) = combine(image, chained=references.chain(torch.rand(1, 64, 64, 3), **gone), sizing="bfl")
+    beside, (*_, also, _) = combine(image, chained=chain(torch.rand(1, 64, 64, 3), **gone), sizing="bfl")
     assert canvas == also and torch.equal(alone["reference_latents"][0], beside["reference_latents"][0])
     several, _ = combine(image, torch.rand(1, 64, 64, 3), sizing="bfl")
     assert several["reference_latents"][0].shape[-1] < alone["reference_latents"][0].shape[-1]
@@ -116,8 +117,8 @@ def test_a_reference_that_is_gone_does_not_change_the_size_of_the_others(referen
 def test_the_report_knows_what_earlier_references_were_asked_for(references, combine):
     image, mask = torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64)
     mask[:, :32] = 1
-    first = references.chain(image, mask=mask)
-    values, _ = combine(chained=references.chain(image, references=first, strength=0.0))
+    first = chain(image, mask=mask)
+    values, _ = combine(chained=chain(image, references=first, strength=0.0))
     _, (*_, text) = combine(image, values=values)
     lines = text.split("\n")
     assert lines[0] == "image 1: 64x64, 8 tokens, 1 %, already in the conditioning, 8 of 16 tokens kept by the mask"
@@ -146,7 +147,7 @@ def test_a_computed_side_beyond_all_images_is_refused(combine):
 @pytest.mark.parametrize("key", ["klein", "klein_pack"])
 @pytest.mark.parametrize("foreign", ["text", 3, None, ["a"], {"controls": "ab", "prompt": 5}, {"controls": ({"strength": 2},)}])
 def test_what_others_write_under_our_key_or_its_like_is_as_if_it_were_not_there(references, combine, key, foreign):
-    image, second = torch.rand(1, 64, 64, 3), references.chain(torch.rand(1, 64, 64, 3), strength=2.0)
+    image, second = torch.rand(1, 64, 64, 3), chain(torch.rand(1, 64, 64, 3), strength=2.0)
     first, _ = combine(image)
     want, (*_, text) = combine(chained=second, values=first)
     got, (*_, also) = combine(chained=second, values={**first, key: foreign})
@@ -157,6 +158,6 @@ def test_what_others_write_under_our_key_or_its_like_is_as_if_it_were_not_there(
 def test_more_controls_than_references_do_not_shift_those_that_follow(references, combine):
     from klein.model_loaders.flow.controls import Control
 
-    second = references.chain(torch.rand(1, 64, 64, 3), strength=2.0)
+    second = chain(torch.rand(1, 64, 64, 3), strength=2.0)
     values, _ = combine(chained=second, values={"klein_pack": {"controls": (Control(strength=3.0),) * 4}})
     assert [control.strength for control in values["klein_pack"]["controls"]] == [2.0]

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from fixtures import bad_files
-from klein.model_loaders.errors import LONGEST, KleinError
+from klein.errors import LONGEST, KleinError
 from klein.model_loaders.flow.load import load_flow, read_flow
 from klein.model_loaders.qwen3.encoder import read_encoder
 from klein.model_loaders.vae.load import read_vae

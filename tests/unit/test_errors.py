@@ -2,7 +2,7 @@
 
 import pytest
 
-from klein.model_loaders.errors import LONGEST, KleinError
+from klein.errors import LONGEST, KleinError
 
 
 @pytest.mark.parametrize(

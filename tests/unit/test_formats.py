@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from klein.model_loaders.errors import KleinError
+from klein.errors import KleinError
 from klein.model_loaders.flow.load import read_flow
 from klein.model_loaders.formats.codecs import quantise
 from klein.model_loaders.formats.files import open_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from klein.model_loaders.errors import LONGEST, KleinError
+from klein.errors import LONGEST, KleinError
 from klein.model_loaders.flow.load import read_flow
 from klein.model_loaders.qwen3.encoder import read_encoder
 from klein.model_loaders.vae.load import read_vae

@@ -18,14 +18,21 @@ ENGINE = {"model_loaders", "pictures", "samplers"}
 
 # Room -> what its files may import beside Python's own library; ours as `klein....`. The first that a path lies in counts.
 ROOMS = {
-    "model_loaders": {"klein.model_loaders"} | LIBRARIES,
-    "pictures": {"klein.pictures", "torch", "einops", "numpy"},
+    "model_loaders": {"klein.model_loaders", "klein.errors"} | LIBRARIES,
+    "pictures": {"klein.pictures", "klein.errors", "torch", "einops", "numpy"},
     "samplers": {"klein.samplers", "torch", "einops", "numpy"},
-    "nodes/host": {"klein.nodes.host", "klein.model_loaders", "klein.pictures", "klein.samplers"} | LIBRARIES | HOST,
-    "nodes": {"klein.nodes", "klein.pictures", "klein.samplers", "klein.model_loaders.errors", "comfy_api"},
+    "nodes/host": {"klein.nodes.host", "klein.errors", "klein.model_loaders", "klein.pictures", "klein.samplers"}
+    | LIBRARIES
+    | HOST,
+    "nodes": {"klein.nodes", "klein.pictures", "klein.samplers", "klein.errors", "comfy_api"},
+    "errors.py": set(),
     "__init__.py": {"klein.nodes", "comfy_api"},
 }
-SHIPPED = [ROOT / "__init__.py", *sorted(path for room in ("nodes", *ENGINE) for path in (ROOT / room).rglob("*.py"))]
+SHIPPED = [
+    ROOT / "__init__.py",
+    ROOT / "errors.py",
+    *sorted(path for room in ("nodes", *ENGINE) for path in (ROOT / room).rglob("*.py")),
+]
 OUTSIDE = [
     ROOT / "dev.py",
     *sorted(path for room in ("tests", "tools", "benchmarks", "workflows") for path in (ROOT / room).rglob("*.py")),
@@ -92,11 +99,11 @@ def test_the_libraries_that_rooms_may_know_are_those_that_pyproject_asks_for():
         ("model_loaders/flow/model.py", "import comfy.ops", "comfy.ops"),
         ("model_loaders/flow/model.py", "from ...nodes.host import flow", "klein.nodes.host"),
         ("model_loaders/flow/model.py", "from ...pictures.sizing import fit", "klein.pictures.sizing"),
-        ("model_loaders/errors.py", "def later():\n    import folder_paths", "folder_paths"),
-        ("model_loaders/errors.py", "import importlib\nimportlib.import_module('comfy.sd')", "comfy.sd"),
-        ("model_loaders/errors.py", "import diffusers", "diffusers"),
-        ("model_loaders/errors.py", "import tools.small", "tools.small"),
-        ("pictures/sizing.py", "from ..model_loaders.errors import KleinError", "klein.model_loaders.errors"),
+        ("model_loaders/flow/sizes.py", "def later():\n    import folder_paths", "folder_paths"),
+        ("model_loaders/flow/sizes.py", "import importlib\nimportlib.import_module('comfy.sd')", "comfy.sd"),
+        ("model_loaders/flow/sizes.py", "import diffusers", "diffusers"),
+        ("model_loaders/flow/sizes.py", "import tools.small", "tools.small"),
+        ("pictures/sizing.py", "from ..model_loaders.flow.sizes import FlowSizes", "klein.model_loaders.flow.sizes"),
         ("pictures/sizing.py", "from .. import samplers", "klein.samplers"),
         ("samplers/euler.py", "import transformers", "transformers"),
         ("samplers/euler.py", "from comfy import samplers", "comfy"),
@@ -107,14 +114,14 @@ def test_the_libraries_that_rooms_may_know_are_those_that_pyproject_asks_for():
         ("nodes/host/flow.py", "from tests.fixtures import graph", "tests.fixtures"),
         ("nodes/host/flow.py", "from samplers.euler import sample_euler", "samplers.euler"),
         ("nodes/host/flow.py", "from benchmarks import table", "benchmarks"),
-        ("__init__.py", "from .model_loaders.errors import KleinError", "klein.model_loaders.errors"),
+        ("__init__.py", "from .errors import KleinError", "klein.errors"),
     ],
 )
 def test_an_arrow_that_runs_back_is_seen(path, source, wrong):
     assert forbidden(source, Path(path)) == {wrong}
 
 
-@pytest.mark.parametrize("source", ["import model_loaders.errors", "from pictures import sizing", "import samplers as s"])
+@pytest.mark.parametrize("source", ["import model_loaders.flow", "from pictures import sizing", "import samplers as s"])
 def test_a_second_copy_of_the_engine_is_seen(source):
     assert len(second_copies(source, Path("tests/unit/test_x.py"))) == 1
     assert second_copies("from klein.pictures import sizing", Path("tests/unit/test_x.py")) == set()

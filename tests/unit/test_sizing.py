@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from klein.pictures.sizing import GRID, MEGAPIXEL, SIZINGS, Canvas, colours, fit, kept_tokens, on_grid, place, resize, restore
+from klein.pictures.masks import kept_tokens
+from klein.pictures.sizing import GRID, MEGAPIXEL, SIZINGS, Canvas, colours, fit, on_grid, place, resize, restore
 
 
 def random_sizes(count=200, low=16, high=4000):
