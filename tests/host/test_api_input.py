@@ -131,3 +131,22 @@ def test_over_http_a_null_name_or_nan_ends_in_one_sentence(comfy, graph, value):
     with pytest.raises(PromptError) as error:
         comfy.run(graph)
     assert error.value.text.endswith((": choose one.", ": change it.")), error.value.text
+
+
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(tmp_path):
+    """It has no more tokens than the encoder embeds, but one of them has a high id."""
+    import json
+
+    from klein.model_loaders.qwen3.prompt import load_tokenizer
+
+    encoder = inprocess.import_adapter("encoder")
+    tokenizer = json.loads(load_tokenizer(encoder.BUNDLED).to_str())
+    tokenizer["model"]["vocab"] |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]} | {"zzzzzz": 10**6}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    path = small.save(small.encoder_state(small.encoder_oracle(**small.ENCODER)), tmp_path / "qwen_3_8b.safetensors")
+    with pytest.raises(ValueError) as error:
+        encoder.load_clip(path)
+    assert str(error.value) == (
+        "The tokenizer for qwen_3_8b.safetensors has ids up to 1000000 but the encoder embeds 151936 tokens: put the tokenizer "
+        "folder of that encoder beside it."
+    )

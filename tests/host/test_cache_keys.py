@@ -383,7 +383,7 @@ def test_a_second_model_that_the_host_builds_for_a_copy_gives_back_too(run, part
     """As `clone(disable_dynamic=True)` does: another model of the same file, with the wrappers of the first."""
     from comfy.patcher_extension import WrappersMP
 
-    build, arguments = across.cached_patcher_init
+    build, arguments = parts[1].cached_patcher_init
     second = build(*arguments, disable_dynamic=True)
     prepare = across.wrappers["prepare_sampling"]["klein_reference_cache"][0]
     second.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "klein_reference_cache", prepare)
