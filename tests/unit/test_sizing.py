@@ -140,6 +140,7 @@ def test_a_picture_that_fits_is_not_touched():
     picture = torch.rand(1, 256, 512, 3)
     for sizing in ("exact", "bfl", "keep"):
         assert torch.equal(place(picture, fit((512, 256), sizing)), picture)
+    assert resize(picture, (512, 256)) is picture
 
 
 def test_grey_becomes_three_colours_and_alpha_is_left_out():
