@@ -17,6 +17,7 @@ from klein.pictures.report import Entry, named_images, report
         ("image #2", {2}),
         ("an imagery of 3 cats, imagine 2", set()),
         ("images 3-1", {1, 3}),
+        ("images 1 to 1000000000", {*range(1, 21), 1000000000}),  # 20 at most are filled in
         ("", set()),
     ],
 )
@@ -46,5 +47,6 @@ def test_images_that_are_not_connected_or_not_named_are_warned_of():
     assert warnings(2, "image 1 on image 3") == [
         "the prompt names image 3, but there are 2 references", "the prompt does not name image 2",
     ]  # fmt: skip
+    assert warnings(2, "image 2") == ["the prompt does not name image 1"]
     assert warnings(1, "image 2") == ["the prompt names image 2, but there is 1 reference"]
     assert warnings(4, "combine images 1-4") == warnings(1, "a cat") == warnings(2, None) == []
