@@ -62,6 +62,11 @@ def test_never_larger_than_the_source_but_for_the_grid(sizing):
             assert made <= max(side + GRID / 2, GRID)
 
 
+def test_a_size_alone_is_scaled_to_one_megapixel_exactly():
+    assert fit((3000, 2000)) == Canvas((3000, 2000), (1248, 832), (0, 0), (1248, 832))
+    assert fit((3000, 2000), max_megapixels=0.99).size == (1248, 832) != fit((3000, 2000), max_megapixels=0.97).size
+
+
 def test_bfl_caps_one_reference_at_2024_squared_and_several_at_1024_squared():
     assert fit((4048, 4048), "bfl").scaled == (2024, 2024)
     assert fit((4048, 4048), "bfl").size == (2016, 2016)
