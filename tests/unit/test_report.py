@@ -19,6 +19,7 @@ from klein.pictures.report import Entry, named_images, report
         ("images 3-1", {1, 3}),
         ("image " + "1" * 5000, {111111111}),
         ("image 2 to " + "9" * 5000, set(range(2, 22)) | {999999999}),
+        ("images 1 to 100000000", {*range(1, 21), 100000000}),  # 20 at most are filled in
         ("", set()),
     ],
 )
@@ -33,13 +34,13 @@ def warnings(count: int, prompt: str | None) -> list[str]:
 
 
 def test_the_report_gives_sizes_tokens_and_the_share_of_the_whole_sequence():
-    """Of 512 text, 256 image and 256 reference tokens, 192 are 19 %, of the image's own they would be 75 %."""
-    entries = [Entry((400, 300), (256, 192), 192, ("strength 0.5",)), Entry(None, (128, 128), 64), Entry((16, 16), (16, 16), 0)]
-    assert report(entries, (256, 256), 512, None, ["a warning"]).split("\n") == [
-        "image 1: 400x300 to 256x192, 192 tokens, 19 %, strength 0.5",
+    """Of 128 text, 256 image and 640 reference tokens, 576 are 56 %, of the image's own they would be 225 %."""
+    entries = [Entry((400, 300), (384, 384), 576, ("strength 0.5",)), Entry(None, (128, 128), 64), Entry((16, 16), (16, 16), 0)]
+    assert report(entries, (512, 128), 128, None, ["a warning"]).split("\n") == [
+        "image 1: 400x300 to 384x384, 576 tokens, 56 %, strength 0.5",
         "image 2: 128x128, 64 tokens, 6 %",
         "image 3: 16x16, 0 tokens, 0 %",
-        "canvas: 256x256, 256 tokens, 1024 with text and references",
+        "canvas: 512x128, 256 tokens, 1024 with text and references",
         "Warning: a warning",
     ]
 
@@ -48,5 +49,6 @@ def test_images_that_are_not_connected_or_not_named_are_warned_of():
     assert warnings(2, "image 1 on image 3") == [
         "the prompt names image 3, but there are 2 references", "the prompt does not name image 2",
     ]  # fmt: skip
+    assert warnings(2, "image 2") == ["the prompt does not name image 1"]
     assert warnings(1, "image 2") == ["the prompt names image 2, but there is 1 reference"]
     assert warnings(4, "combine images 1-4") == warnings(1, "a cat") == warnings(2, None) == []

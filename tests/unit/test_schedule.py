@@ -11,8 +11,8 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from klein.samplers.euler import sample_euler
 from klein.samplers.schedule import empirical_mu, last_part, sigmas
 
-# Tokens: a thumbnail, 512x512, 1024x1024, both sides of the cliff at 4300, and 2048x2048.
-TOKENS = [16, 1024, 4096, 4288, 4352, 16384]
+# Tokens: a thumbnail, 512x512, 1024x1024, both sides of the cliff at 4300, of real sizes too, and 2048x2048.
+TOKENS = [16, 1024, 4096, 4288, 4300, 4301, 4352, 16384]
 
 
 def oracle(steps, tokens):
