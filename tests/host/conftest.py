@@ -2,6 +2,7 @@
 
 import pytest
 
+from fixtures.cache import across, parts, run  # noqa: F401  fixtures of the tests of the reference cache
 from fixtures.graph import ENCODER, FLOW, ExampleGraph, picture
 from tools import provision, small
 from tools.server import Server

@@ -4,55 +4,8 @@ hooks and wrappers on the MODEL. Each run is compared, bit for bit, with one tha
 import pytest
 import torch
 
+from fixtures.cache import BOXES, check
 from tools import inprocess, small
-
-BOXES = [(3, 5), (4, 2)]
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """Adapters, and a MODEL of the K/V variant."""
-    path = small.save(small.flow_state(**small.FLOW), tmp_path_factory.mktemp("flow") / "flow-kv.safetensors")
-    cache, flow, sampling = (inprocess.import_adapter(name) for name in ("cache", "flow", "sampling"))
-    return cache, flow.load_model(path), sampling
-
-
-@pytest.fixture
-def run(parts, caplog):
-    """run(patcher, ...) -> latents and whether keys and values were kept from an earlier run. Patchers come from `across`,
-    so that runs share what one cache node keeps; fresh=True samples with a cache node of its own, which has nothing."""
-    cache, _, sampling = parts
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randn(1, 64, small.FLOW["context"], generator=generator)
-    references = [torch.randn(1, 128, *box, generator=generator) for box in BOXES]
-
-    def run(patcher, fresh=False, latents=references, batch=1, cfg=1.0, **values):
-        if fresh:
-            patcher = cache.attach(patcher, "within_run", "gpu", "model")[0]
-        positive = [[text, {"reference_latents": list(latents), **values}]]
-        negative = [[text * 0.5, {"reference_latents": list(latents), **values}]]
-        latent = {"samples": torch.zeros(batch, 128, 4, 6)}
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            out = sampling.sample(patcher, positive, negative, latent, 7, 2, cfg, 1.0, "official")
-        return out["samples"], "kept from an earlier run" in caplog.text
-
-    run.references = references
-    return run
-
-
-@pytest.fixture
-def across(parts):
-    """The MODEL with a cache across runs that has nothing yet."""
-    return parts[0].attach(parts[1], "across_runs", "gpu", "model")[0]
-
-
-def check(run, patcher, **settings):
-    """Across runs equals within one; returns whether the second run kept what the first computed."""
-    want, _ = run(patcher, fresh=True, **settings)
-    first, second = run(patcher, **settings), run(patcher, **settings)
-    assert torch.equal(first[0], want) and torch.equal(second[0], want)
-    return second[1]
 
 
 def test_the_same_model_keeps(run, across):
@@ -285,59 +238,6 @@ def test_an_error_in_the_pass_leaves_nothing_half_computed(run, across):
     assert check(run, model)
 
 
-def test_the_memory_it_will_take_is_asked_of_the_host(run, across):
-    """Keys and values of 15 + 8 tokens in 3 blocks of width 256, float32, once; then they are there."""
-    model, asked = across, []
-    required = type(model.model).memory_required
-
-    def count(self, *args, **kwargs):
-        asked[-1].add(self.beside.wanted)
-        return required(self, *args, **kwargs)
-
-    type(model.model).memory_required = count
-    try:
-        for fresh in (False, False, True):
-            asked.append(set())
-            run(model, fresh=fresh)
-    finally:
-        type(model.model).memory_required = required
-    size = 2 * 3 * 256 * 4 * 23
-    assert [max(of_run) for of_run in asked] == [size, 0, size]
-    assert model.model.beside.wanted == 0
-
-
-def test_it_goes_when_the_host_unloads_the_model_or_the_node_goes(run, parts):
-    """Unloading, whole or in part, reaches it though another MODEL, without the cache, was sampled last."""
-    import gc
-    import weakref
-
-    import comfy.model_management
-
-    def kept_of(patcher):
-        run(patcher)
-        last = patcher.wrappers["prepare_sampling"]["klein_reference_cache"][0].__self__.last
-        return weakref.ref(next(iter(last.found.values())))
-
-    attached = parts[0].attach(parts[1], "across_runs", "gpu", "model")[0]
-    kept = kept_of(attached)
-    run(parts[1])
-    assert kept() is not None
-    comfy.model_management.unload_all_models()
-    gc.collect()
-    assert kept() is None
-    kept = kept_of(attached)
-    size = kept().nbytes
-    assert attached.clone().partially_unload(attached.offload_device, 1) == size  # of a MODEL that shares the weights
-    gc.collect()
-    assert kept() is None
-    assert attached.partially_unload(attached.offload_device, 1) != size  # now weights have to go
-    kept = kept_of(attached)
-    comfy.model_management.unload_all_models()
-    del attached
-    gc.collect()
-    assert kept() is None
-
-
 def test_a_copy_of_the_options_shares_the_run(run, across):
     import copy
 
@@ -360,75 +260,3 @@ def test_a_model_of_another_loader_is_refused_in_one_sentence(parts):
 
     with pytest.raises(Exception, match="^The reference cache needs a model from Klein Flow Loader, and this one is object of"):
         parts[0].attach(Other(), "within_run", "gpu", "model")
-
-
-def test_what_a_running_run_still_holds_is_not_reported_as_freed(run, across):
-    freed = []
-
-    def unload(apply_model, args):
-        freed.append(across.model.beside.give_back())
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    model = across.clone()
-    model.set_model_unet_function_wrapper(unload)
-    want, _ = run(across, fresh=True)
-    run(model)
-    freed.clear()
-    got, kept = run(model)
-    assert freed == [0, 0] and torch.equal(got, want)
-    assert not run(across)[1]  # the host wanted the memory: nothing was kept beyond the run
-
-
-def test_a_second_model_that_the_host_builds_for_a_copy_gives_back_too(run, parts, across):
-    """As `clone(disable_dynamic=True)` does: another model of the same file, with the wrappers of the first."""
-    from comfy.patcher_extension import WrappersMP
-
-    build, arguments = parts[1].cached_patcher_init
-    second = build(*arguments, disable_dynamic=True)
-    prepare = across.wrappers["prepare_sampling"]["klein_reference_cache"][0]
-    second.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "klein_reference_cache", prepare)
-    assert check(run, second)
-    size = next(iter(prepare.__self__.last.found.values())).nbytes
-    assert second.partially_unload(second.offload_device, 1) == size and prepare.__self__.last is None
-
-
-def test_a_copied_model_has_nothing_kept_and_shares_nothing(across):
-    import copy
-
-    beside = across.model.beside
-    assert copy.deepcopy(beside) is not beside and copy.deepcopy(beside).give_back() == 0
-
-
-def test_what_is_kept_can_be_given_back_while_other_threads_add_to_it(parts):
-    """Several GPUs fill one run; the host unloads from another thread."""
-    import threading
-
-    cache = parts[0].ReferenceCache(True, "gpu", None)
-
-    class Kept:
-        nbytes = 1
-
-    class Last:
-        found = {}
-
-    failed, stop = [], threading.Event()
-
-    def fill():
-        number = 0
-        while not stop.is_set():
-            number += 1
-            Last.found[number % 5000] = Kept()
-            Last.found.pop((number * 7) % 5000, None)
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    try:
-        for _ in range(300):
-            cache.last = Last
-            cache.forget()
-    except RuntimeError as error:
-        failed.append(error)
-    finally:
-        stop.set()
-        thread.join()
-    assert not failed

@@ -1,0 +1,130 @@
+"""What the reference cache asks of the host's memory, and gives back to it."""
+
+import torch
+
+from fixtures.cache import check
+
+
+def test_the_memory_it_will_take_is_asked_of_the_host(run, across):
+    """Keys and values of 15 + 8 tokens in 3 blocks of width 256, float32, once; then they are there."""
+    model, asked = across, []
+    required = type(model.model).memory_required
+
+    def count(self, *args, **kwargs):
+        asked[-1].add(self.beside.wanted)
+        return required(self, *args, **kwargs)
+
+    type(model.model).memory_required = count
+    try:
+        for fresh in (False, False, True):
+            asked.append(set())
+            run(model, fresh=fresh)
+    finally:
+        type(model.model).memory_required = required
+    size = 2 * 3 * 256 * 4 * 23
+    assert [max(of_run) for of_run in asked] == [size, 0, size]
+    assert model.model.beside.wanted == 0
+
+
+def test_it_goes_when_the_host_unloads_the_model_or_the_node_goes(run, parts):
+    """Unloading, whole or in part, reaches it though another MODEL, without the cache, was sampled last."""
+    import gc
+    import weakref
+
+    import comfy.model_management
+
+    def kept_of(patcher):
+        run(patcher)
+        last = patcher.wrappers["prepare_sampling"]["klein_reference_cache"][0].__self__.last
+        return weakref.ref(next(iter(last.found.values())))
+
+    attached = parts[0].attach(parts[1], "across_runs", "gpu", "model")[0]
+    kept = kept_of(attached)
+    run(parts[1])
+    assert kept() is not None
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    assert kept() is None
+    kept = kept_of(attached)
+    size = kept().nbytes
+    assert attached.clone().partially_unload(attached.offload_device, 1) == size  # of a MODEL that shares the weights
+    gc.collect()
+    assert kept() is None
+    assert attached.partially_unload(attached.offload_device, 1) != size  # now weights have to go
+    kept = kept_of(attached)
+    comfy.model_management.unload_all_models()
+    del attached
+    gc.collect()
+    assert kept() is None
+
+
+def test_what_a_running_run_still_holds_is_not_reported_as_freed(run, across):
+    freed = []
+
+    def unload(apply_model, args):
+        freed.append(across.model.beside.give_back())
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = across.clone()
+    model.set_model_unet_function_wrapper(unload)
+    want, _ = run(across, fresh=True)
+    run(model)
+    freed.clear()
+    got, kept = run(model)
+    assert freed == [0, 0] and torch.equal(got, want)
+    assert not run(across)[1]  # the host wanted the memory: nothing was kept beyond the run
+
+
+def test_a_second_model_that_the_host_builds_for_a_copy_gives_back_too(run, parts, across):
+    """As `clone(disable_dynamic=True)` does: another model of the same file, with the wrappers of the first."""
+    from comfy.patcher_extension import WrappersMP
+
+    build, arguments = parts[1].cached_patcher_init
+    second = build(*arguments, disable_dynamic=True)
+    prepare = across.wrappers["prepare_sampling"]["klein_reference_cache"][0]
+    second.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "klein_reference_cache", prepare)
+    assert check(run, second)
+    size = next(iter(prepare.__self__.last.found.values())).nbytes
+    assert second.partially_unload(second.offload_device, 1) == size and prepare.__self__.last is None
+
+
+def test_a_copied_model_has_nothing_kept_and_shares_nothing(across):
+    import copy
+
+    beside = across.model.beside
+    assert copy.deepcopy(beside) is not beside and copy.deepcopy(beside).give_back() == 0
+
+
+def test_what_is_kept_can_be_given_back_while_other_threads_add_to_it(parts):
+    """Several GPUs fill one run; the host unloads from another thread."""
+    import threading
+
+    cache = parts[0].ReferenceCache(True, "gpu", None)
+
+    class Kept:
+        nbytes = 1
+
+    class Last:
+        found = {}
+
+    failed, stop = [], threading.Event()
+
+    def fill():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            Last.found[number % 5000] = Kept()
+            Last.found.pop((number * 7) % 5000, None)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        for _ in range(300):
+            cache.last = Last
+            cache.forget()
+    except RuntimeError as error:
+        failed.append(error)
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
