@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-NUMBER = r"\d{1,9}"  # longer ones are no image's, and Python reads none of more than 4300 digits
+NUMBER = r"\d{1,18}"  # longer ones are no image's, and Python reads none of more than 4300 digits
 NUMBERS = rf"{NUMBER}(?:\s*(?:,|and|&|or|to|-|–)\s*(?:images?\s+)?{NUMBER})*"
 RANGE = rf"({NUMBER})\s*(?:to|-|–)\s*(?:images?\s+)?({NUMBER})"
 

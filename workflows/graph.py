@@ -60,6 +60,11 @@ NODE_TYPES = {
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
         [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 2, (320, 300),
     ),
+    "KleinSchedule": NodeType(
+        [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
+        {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, 2, (320, 200),
+    ),
+    "KleinCanvasRestore": NodeType([("image", "IMAGE"), ("canvas", "KLEIN_CANVAS")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
     "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
     "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 2, (320, 90)),
     "PreviewImage": NodeType([("images", "IMAGE")], [], {}, 3, (420, 300)),

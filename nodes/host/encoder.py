@@ -106,7 +106,7 @@ class HostedEncoder(torch.nn.Module):
         encoder.requires_grad_(False)
         encoder.model.load_state_dict(native_tensors(file.plan.tensors(), quantised), assign=True)
         self.clip_name = clip_name(file)
-        self.pad = pad
+        self.pad, self.vocabulary = pad, file.sizes.vocabulary
         self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))
         self.load_device = load_device
         self.dtypes = {file.dtype, *(torch.float8_e4m3fn for _ in quantised)}
@@ -123,6 +123,12 @@ class HostedEncoder(torch.nn.Module):
                 f"The tokens are for {', '.join(tokens)}, expected {self.clip_name}: tokenize the prompt with the CLIP that encodes it."
             )
         batch = [[token[0] for token in row] for row in tokens[self.clip_name]]
+        stray = next((i for row in batch for i in row if not (isinstance(i, int) and 0 <= i < self.vocabulary)), None)
+        if stray is not None:  # on a GPU an index beyond the embedding ends every later computation too
+            raise KleinError(
+                f"The tokens hold {stray if isinstance(stray, int) else 'a ' + type(stray).__name__}, expected ids below "
+                f"{self.vocabulary}: tokenize the prompt with the CLIP that encodes it."
+            )
         lost = max(cut(len(row)) for row in batch)
         if lost:
             logging.warning(f"The prompt is {lost} tokens longer than the {LENGTH} that klein reads: its end was cut off.")

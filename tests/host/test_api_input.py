@@ -150,3 +150,16 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(tmp_path):
         "The tokenizer for qwen_3_8b.safetensors has ids up to 1000000 but the encoder embeds 151936 tokens: put the tokenizer "
         "folder of that encoder beside it."
     )
+
+
+def test_tokens_that_the_encoder_does_not_embed_are_refused(tmp_path):
+    """From another tokenizer under the same name: ids beyond the embedding, or embeddings of its own."""
+    state = small.encoder_state(small.encoder_oracle(**small.ENCODER))
+    clip = inprocess.import_adapter("encoder").load_clip(small.save(state, tmp_path / "qwen_3_8b.safetensors"))
+    (name,) = clip.tokenize("a cat")
+    for stray, found in ((151936, "151936"), (-1, "-1"), (torch.zeros(64), "a Tensor")):
+        with pytest.raises(ValueError) as error:
+            clip.encode_from_tokens({name: [[(5, 1.0), (stray, 1.0)]]})
+        assert str(error.value) == (
+            f"The tokens hold {found}, expected ids below 151936: tokenize the prompt with the CLIP that encodes it."
+        )
