@@ -67,6 +67,11 @@ def test_a_size_alone_is_scaled_to_one_megapixel_exactly():
     assert fit((3000, 2000), max_megapixels=0.99).size == (1248, 832) != fit((3000, 2000), max_megapixels=0.97).size
 
 
+def test_an_unknown_sizing_is_refused():
+    with pytest.raises(ValueError, match="sizing is 'stretch', expected one of exact, bfl, one_megapixel, keep"):
+        fit((64, 64), "stretch")
+
+
 def test_bfl_caps_one_reference_at_2024_squared_and_several_at_1024_squared():
     assert fit((4048, 4048), "bfl").scaled == (2024, 2024)
     assert fit((4048, 4048), "bfl").size == (2016, 2016)
