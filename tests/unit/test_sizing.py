@@ -146,6 +146,14 @@ def test_fine_lines_become_their_mean_when_a_picture_gets_smaller():
     assert (resize(lines, (32, 32))[:, :, 2:-2] - 0.5).abs().max() < 0.05
 
 
+def test_hard_edges_do_not_leave_the_range_of_a_picture():
+    """Bicubic overshoots on both sides of an edge."""
+    edge = (torch.arange(64) >= 32).float()[None, None, :, None].expand(1, 64, -1, 3)
+    for size in ((96, 96), (40, 40)):
+        made = resize(edge, size)
+        assert made.min() == 0 and made.max() == 1
+
+
 def test_a_picture_that_fits_is_not_touched():
     picture = torch.rand(1, 256, 512, 3)
     for sizing in ("exact", "bfl", "keep"):
