@@ -68,6 +68,11 @@ def test_a_size_alone_is_scaled_to_one_megapixel_exactly():
     assert fit((3000, 2000), max_megapixels=0.99).size == (1248, 832) != fit((3000, 2000), max_megapixels=0.97).size
 
 
+def test_an_unknown_sizing_is_refused():
+    with pytest.raises(ValueError, match="sizing is 'stretch', expected one of exact, bfl, one_megapixel, keep"):
+        fit((64, 64), "stretch")
+
+
 def test_bfl_caps_one_reference_at_2024_squared_and_several_at_1024_squared():
     assert fit((4048, 4048), "bfl").scaled == (2024, 2024)
     assert fit((4048, 4048), "bfl").size == (2016, 2016)
@@ -140,6 +145,14 @@ def test_fine_lines_become_their_mean_when_a_picture_gets_smaller():
     """Black and white in turn, at a third of the size: without antialiasing every line would be all one or the other."""
     lines = (torch.arange(96) % 2).float()[None, None, :, None].expand(1, 96, -1, 3)
     assert (resize(lines, (32, 32))[:, :, 2:-2] - 0.5).abs().max() < 0.05
+
+
+def test_hard_edges_do_not_leave_the_range_of_a_picture():
+    """Bicubic overshoots on both sides of an edge."""
+    edge = (torch.arange(64) >= 32).float()[None, None, :, None].expand(1, 64, -1, 3)
+    for size in ((96, 96), (40, 40)):
+        made = resize(edge, size)
+        assert made.min() == 0 and made.max() == 1
 
 
 def test_a_picture_that_fits_is_not_touched():
