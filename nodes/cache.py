@@ -46,5 +46,5 @@ class KleinReferenceCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
-        check(cls, mode=mode, device=device, dtype=dtype)
+        check(cls, mode=mode, device=device, dtype=dtype, model=model)
         return with_report(cls, *attach(model, mode, device, dtype))

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .checks import check
 from .host.encoder import encode_prompt
 from .host.reports import with_report
 from .loaders import CATEGORY
@@ -26,4 +27,5 @@ class KleinPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
+        check(cls, clip=clip, text=text)
         return with_report(cls, *encode_prompt(clip, text))

@@ -50,6 +50,7 @@ class KleinReference(io.ComfyNode):
     @classmethod
     def execute(cls, image, strength, start_percent, end_percent, references=(), mask=None) -> io.NodeOutput:
         check(cls, strength=strength, start_percent=start_percent, end_percent=end_percent)
+        check(cls, image=image, references=references, mask=mask)
         return io.NodeOutput(chain(image, references, mask, strength, start_percent, end_percent))
 
 
@@ -105,6 +106,7 @@ class KleinMultiReference(io.ComfyNode):
         cls, positive, vae, sizing, max_megapixels, width, height, batch_size, negative=None, references=(), **images
     ) -> io.NodeOutput:
         check(cls, sizing=sizing, max_megapixels=max_megapixels, width=width, height=height, batch_size=batch_size)
+        check(cls, positive=positive, vae=vae, negative=negative, references=references, **images)
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
         return with_report(
             cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
@@ -125,4 +127,5 @@ class KleinCanvasRestore(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, canvas) -> io.NodeOutput:
+        check(cls, image=image, canvas=canvas)
         return io.NodeOutput(restore(image, canvas))

@@ -60,6 +60,7 @@ class KleinDistilledSampler(io.ComfyNode):
         cls, model, positive, latent_image, seed, steps, cfg, denoise, schedule, negative=None, sigmas=None
     ) -> io.NodeOutput:
         check(cls, seed=seed, steps=steps, cfg=cfg, denoise=denoise, schedule=schedule)
+        check(cls, model=model, positive=positive, latent_image=latent_image, negative=negative, sigmas=sigmas)
         return io.NodeOutput(sample(model, positive, negative, latent_image, seed, steps, cfg, denoise, schedule, sigmas))
 
 
@@ -85,6 +86,6 @@ class KleinSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps, schedule, denoise, latent=None, width=1024, height=1024) -> io.NodeOutput:
-        check(cls, steps=steps, schedule=schedule, denoise=denoise, width=width, height=height)
+        check(cls, steps=steps, schedule=schedule, denoise=denoise, width=width, height=height, latent=latent)
         tokens = latent_tokens(latent) if latent is not None else pixel_tokens(width, height)
         return io.NodeOutput(make_sigmas(steps, tokens, schedule, denoise))

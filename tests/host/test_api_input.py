@@ -13,13 +13,13 @@ DEFAULTS = {
     "KleinFlowLoader": dict(flow_name="klein-tiny.safetensors", weight_dtype="default", variant="auto"),
     "KleinQwen3EncoderLoader": dict(encoder_name="klein-tiny.safetensors", device="default"),
     "KleinVAELoader": dict(vae_name="klein-tiny.safetensors"),
-    "KleinReferenceCache": dict(model=None, mode="off", device="gpu", dtype="model"),
+    "KleinReferenceCache": dict(model=object(), mode="off", device="gpu", dtype="model"),
     "KleinReference": dict(image=torch.rand(1, 32, 32, 3), strength=1.0, start_percent=0.0, end_percent=1.0),
     "KleinMultiReference": dict(
-        positive=[[torch.zeros(1, 512, 12), {}]], vae=None, sizing="exact", max_megapixels=1.0, width=0, height=0, batch_size=1
+        positive=[[torch.zeros(1, 512, 12), {}]], vae=object(), sizing="exact", max_megapixels=1.0, width=0, height=0, batch_size=1
     ),
     "KleinDistilledSampler": dict(
-        model=None, positive=[], latent_image={"samples": torch.zeros(1, 128, 2, 2)}, seed=0, steps=4, cfg=1.0, denoise=1.0,
+        model=object(), positive=[], latent_image={"samples": torch.zeros(1, 128, 2, 2)}, seed=0, steps=4, cfg=1.0, denoise=1.0,
         schedule="official",
     ),
     "KleinSchedule": dict(steps=4, schedule="official", denoise=1.0),
@@ -163,3 +163,20 @@ def test_tokens_that_the_encoder_does_not_embed_are_refused(tmp_path):
         assert str(error.value) == (
             f"The tokens hold {found}, expected ids below 151936: tokenize the prompt with the CLIP that encodes it."
         )
+
+
+LINKS = [
+    ("KleinReference", "image"), ("KleinReference", "references"), ("KleinReference", "mask"),
+    ("KleinMultiReference", "positive"), ("KleinMultiReference", "vae"), ("KleinMultiReference", "negative"),
+    ("KleinMultiReference", "image_3"), ("KleinDistilledSampler", "model"), ("KleinDistilledSampler", "positive"),
+    ("KleinDistilledSampler", "latent_image"), ("KleinDistilledSampler", "sigmas"), ("KleinReferenceCache", "model"),
+    ("KleinSchedule", "latent"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["nan", 1, 0.5, True, {}, [1, 2, 3]])
+@pytest.mark.parametrize(("node", "name"), LINKS)
+def test_a_value_where_a_nodes_output_belongs_is_refused(nodes, node, name, value):
+    assert re.fullmatch(
+        rf"{name} is {re.escape(repr(value))}, expected [A-Z_]+ of a node: change it\.", refused(nodes, node, **{name: value})
+    )
