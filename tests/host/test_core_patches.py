@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tools import inprocess, provision, small
 from tools.small import relative
 
-SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=2)
+SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=1, single=2)
 TOLERANCE = 1e-5
 
 # Inputs where a node's own defaults change nothing on so small a model, or where it has none.
@@ -181,8 +181,9 @@ def test_every_node_of_core_that_patches_a_model_does_to_ours_what_it_does_to_co
             continue
         want, got = outcome(name, node, core, core_2, lora), outcome(name, node, ours, ours_2, lora)
         if isinstance(want, str) or isinstance(got, str):
+            want, got = (each if isinstance(each, str) else "runs" for each in (want, got))
             failing[name] = want
-            if str(want).split(":")[0] != str(got).split(":")[0]:
+            if want.split(":")[0] != got.split(":")[0]:
                 wrong[name] = (want, got)
             continue
         if not relative(got, want) < TOLERANCE:
@@ -193,3 +194,25 @@ def test_every_node_of_core_that_patches_a_model_does_to_ours_what_it_does_to_co
     print("change nothing:", sorted(core_nodes.keys() - LEFT_OUT.keys() - failing.keys() - set(changing)))
     print("fail on both:", failing)
     assert wrong == {}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_half_compute_dtype_rounds_ours_no_more_than_cores(core_nodes, models, dtype):
+    """Ours and core's differ by 4e-3 in bf16 and an eighth of it in fp16: each rounds its own order of sums. What counts
+    is how far each is from float32: 7e-3 both."""
+    (ours, core), _ = models
+    exact, distances = velocity(core), {}
+    for name, model in (("ours", ours), ("core", core)):
+        node = core_nodes["ModelComputeDtype"]
+        distances[name] = relative(velocity(getattr(node(), node.FUNCTION)(model, dtype)[0]), exact)
+    assert 1e-4 < distances["ours"] < 1.1 * distances["core"]
+
+
+def velocity(model) -> torch.Tensor:
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+    generator = torch.Generator().manual_seed(3)
+    x, (text, _) = torch.randn(1, 128, 6, 8, generator=generator), conditioning(0)[0]
+    with torch.no_grad():
+        return model.model.apply_model(x, torch.tensor([0.7]), c_crossattn=text).float() - x
