@@ -54,7 +54,9 @@ def host_model(path, state: dict, heads: int, context: int):
     if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
         return comfy.sd.load_diffusion_model(str(path))
     flux = host_flux(state, heads, context)
-    config = comfy.supported_models.Flux2({"image_model": "flux2", "in_channels": flux.in_channels})
+    config = comfy.supported_models.Flux2(
+        {"image_model": "flux2", "in_channels": flux.in_channels, "out_channels": flux.out_channels}
+    )
     config.set_inference_dtype(torch.float32, None)
     model = comfy.model_base.Flux.__new__(comfy.model_base.Flux2)
     comfy.model_base.Flux.__init__(model, config, unet_model=lambda **_: flux)

@@ -66,7 +66,8 @@ def test_within_a_run_it_is_the_kv_pipeline_of_diffusers(graph, comfy, combined,
 
 
 def test_comfyuis_own_cache_on_our_model_is_not_the_kv_pipeline(graph, comfy, combined, kv_oracle):
-    """FluxKVCache of newer hosts lets references attend to everything in the first step; measured beside no cache."""
+    """FluxKVCache of newer hosts lets references attend to everything in the first step, and keeps what they were then:
+    its first step is that of no cache with references modulated as at t = 0."""
     if "FluxKVCache" not in comfy.get("/object_info"):
         pytest.skip("this ComfyUI has no FluxKVCache")
     name = picture(comfy, "kv0.png", 96, 64, 0)
@@ -74,9 +75,24 @@ def test_comfyuis_own_cache_on_our_model_is_not_the_kv_pipeline(graph, comfy, co
     plain = graph.latents()
     graph.sampler["model"] = graph.new("FluxKVCache", model=graph.model)
     theirs = graph.latents()
+    graph.sampler["steps"] = 1
+    theirs_once = graph.latents()
+    graph.sampler["model"] = graph.model
+    plain_once = graph.latents()
+    graph.sampler["positive"] = graph.new(
+        "FluxKontextMultiReferenceLatentMethod",
+        conditioning=graph.sampler["positive"],
+        reference_latents_method="index_timestep_zero",
+    )
+    at_zero_once = graph.latents()
+    graph.sampler["steps"] = 4
+    at_zero = graph.latents()
     want = kv_latents(kv_oracle, graph.prompt["text"], [Image.open(comfy.base / "input" / name)])
-    print(f"distance to the K/V pipeline: FluxKVCache {relative(theirs, want):.1e}, no cache {relative(plain, want):.1e}")
-    assert theirs.isfinite().all() and relative(theirs, want) > 10 * TOLERANCE
+    for what, got in (("FluxKVCache", theirs), ("no cache", plain), ("no cache, references as at t = 0", at_zero)):
+        print(f"distance to the K/V pipeline: {what} {relative(got, want):.1e}")
+    assert relative(theirs_once, at_zero_once) < TOLERANCE
+    assert relative(theirs_once, plain_once) > 10 * TOLERANCE
+    assert all(relative(got, want) > 10 * TOLERANCE for got in (theirs, plain, at_zero))
 
 
 def test_off_and_zero_references_are_bit_equal_to_the_graph_without_it(graph, combined, pictures):

@@ -7,6 +7,7 @@ order. Where a node fails on core's model, ours fails with the same kind of erro
 
 import asyncio
 import importlib.util
+import inspect
 import sys
 
 import pytest
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 from tools import inprocess, provision, small
 from tools.small import relative
 
-SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=2, single=2)
+SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=1, single=2)
 TOLERANCE = 1e-5
+
+pytestmark = pytest.mark.slow
 
 # Inputs where a node's own defaults change nothing on so small a model, or where it has none.
 INPUTS = {
@@ -25,11 +28,9 @@ INPUTS = {
     "ContextWindowsManual": dict(context_length=4, context_overlap=1, dim=2),
     "CFGNorm": dict(strength=0.5),
     "DifferentialDiffusion": dict(strength=0.5),
-    "EasyCache": dict(start_percent=0.0, end_percent=1.0, reuse_threshold=10.0),
     "Epsilon Scaling": dict(scaling_factor=1.1),
     "FreSca": dict(scale_low=0.8, freq_cutoff=2),
     "LatentApplyOperationCFG": dict(operation=lambda latent, **kwargs: latent * 0.9),
-    "LazyCache": dict(start_percent=0.0, end_percent=1.0, reuse_threshold=10.0),
     "ModelComputeDtype": dict(dtype="fp32"),
     "ModelNoiseScale": dict(noise_scale=0.9),
     "ModelSamplingAuraFlow": dict(shift=3.0),
@@ -61,6 +62,33 @@ LEFT_OUT = {
     "TorchCompileModel": "compiles for minutes",
     "TrainLoraNode": "trains, and patches nothing",
 }
+
+# Nodes that change nothing here, on either model, each with its reason.
+OTHER_BLOCKS = "patches places that FLUX.2 has not"
+NEUTRAL = {
+    "ChromaRadianceOptions": OTHER_BLOCKS,
+    "LTXVModalityGuidance": OTHER_BLOCKS,
+    "LTXVSpatioTemporalGuidance": OTHER_BLOCKS,
+    "PatchModelAddDownscale": OTHER_BLOCKS,
+    "PerturbedAttentionGuidance": OTHER_BLOCKS,
+    "UNetCrossAttentionMultiply": OTHER_BLOCKS,
+    "UNetSelfAttentionMultiply": OTHER_BLOCKS,
+    "UNetTemporalAttentionMultiply": OTHER_BLOCKS,
+    "WanAnimate2Cache": OTHER_BLOCKS,
+    "LTXVContextWindows": "its windows are longer than a picture's single frame",
+    "WanContextWindowsManual": "its windows are longer than a picture's single frame",
+    "EasyCache": "has nothing to skip in two steps: a test of its own below",
+    "LazyCache": "has nothing to skip in two steps: a test of its own below",
+    "ModelAttentionBackend": "chooses the kernel that is in use",
+    "ModelComputeDtype": "float32 is the dtype in use; half dtypes have a test of their own below",
+    "MultiGPU_WorkUnits": "there is one device",
+    "SelectModelDevice": "there is one device",
+    "wanBlockSwap": "does nothing, by its own words",
+}
+# Ours follows the newest host's FLUX.2 class on every host. 0.3.75's calls no patches of attention, so that these, whose
+# signature newer ones do not call, fail on ours alone; and it leaves references in place (test_hooks compares without).
+FAIL_AS_ON_NEWER_HOSTS = {"HyperTile", "TomePatchModel"}
+DIFFERS_AS_ON_NEWER_HOSTS = {"ScaleROPE"}
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +152,14 @@ def conditioning(seed: int) -> list:
     return [[text, {"pooled_output": torch.zeros(1, 768), "reference_latents": [reference]}]]
 
 
-def sampled(model) -> torch.Tensor:
+def sampled(model, steps=2) -> torch.Tensor:
     import comfy.sample
     import comfy.samplers
 
     latent = torch.zeros(1, 128, 6, 8)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     mask = torch.linspace(0, 1, 48).reshape(1, 1, 6, 8)  # DifferentialDiffusion works on it
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     euler = comfy.samplers.sampler_object("euler")
     return comfy.sample.sample_custom(
         model, noise, 3.0, euler, sigmas, conditioning(0), conditioning(1), latent, noise_mask=mask, disable_pbar=True, seed=0
@@ -175,21 +203,59 @@ def test_every_node_of_core_that_patches_a_model_does_to_ours_what_it_does_to_co
     (ours, core), (ours_2, core_2) = models
     plain = sampled(core)
     assert relative(sampled(ours), plain) < TOLERANCE
-    wrong, changing, failing = {}, [], {}
+    wrong, unchanged, newer = {}, set(), calls_attention_patches()
     for name, node in core_nodes.items():
-        if name in LEFT_OUT:
+        if name in LEFT_OUT or (name in DIFFERS_AS_ON_NEWER_HOSTS and not newer):
             continue
         want, got = outcome(name, node, core, core_2, lora), outcome(name, node, ours, ours_2, lora)
-        if isinstance(want, str) or isinstance(got, str):
-            failing[name] = want
+        if name in FAIL_AS_ON_NEWER_HOSTS and not newer:
+            assert got.startswith("TypeError: ") and torch.equal(want, plain)
+        elif isinstance(want, str) or isinstance(got, str):
             if str(want).split(":")[0] != str(got).split(":")[0]:
                 wrong[name] = (want, got)
-            continue
-        if not relative(got, want) < TOLERANCE:
+        elif relative(got, want) >= TOLERANCE:
             wrong[name] = relative(got, want)
-        if not relative(want, plain) < 100 * TOLERANCE:
-            changing.append(name)
-    print("change the result:", len(changing), sorted(changing))
-    print("change nothing:", sorted(core_nodes.keys() - LEFT_OUT.keys() - failing.keys() - set(changing)))
-    print("fail on both:", failing)
+        elif relative(want, plain) < 100 * TOLERANCE:
+            unchanged.add(name)
     assert wrong == {}
+    assert unchanged == NEUTRAL.keys() & core_nodes.keys()
+
+
+def calls_attention_patches() -> bool:
+    """Whether the host's own FLUX.2 class calls patches of attention: 0.3.75's does not."""
+    import comfy.ldm.flux.layers
+
+    return "attn1_patch" in inspect.getsource(comfy.ldm.flux.layers)
+
+
+@pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+def test_caches_of_core_skip_the_same_steps_on_ours(core_nodes, models, name):
+    (ours, core), _ = models
+    node, results = core_nodes[name], []
+    for model in (ours, core):
+        made = node.EXECUTE_NORMALIZED(model=model, reuse_threshold=10.0, start_percent=0.0, end_percent=1.0, verbose=False)
+        results.append(sampled(made.args[0], steps=5))
+    assert relative(*results) < TOLERANCE
+    assert relative(results[1], sampled(core, steps=5)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_half_compute_dtype_rounds_ours_no_more_than_cores(core_nodes, models, dtype):
+    """Ours and core's differ by 4e-3 in bf16 and an eighth of it in fp16: each rounds its own order of sums. What counts
+    is how far each is from float32: 7e-3 both."""
+    (ours, core), _ = models
+    exact, distances = velocity(core), {}
+    for name, model in (("ours", ours), ("core", core)):
+        node = core_nodes["ModelComputeDtype"]
+        distances[name] = relative(velocity(getattr(node(), node.FUNCTION)(model, dtype)[0]), exact)
+    assert 1e-4 < distances["ours"] < 1.1 * distances["core"]
+
+
+def velocity(model) -> torch.Tensor:
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+    generator = torch.Generator().manual_seed(3)
+    x, (text, _) = torch.randn(1, 128, 6, 8, generator=generator), conditioning(0)[0]
+    with torch.no_grad():
+        return model.model.apply_model(x, torch.tensor([0.7]), c_crossattn=text).float() - x
