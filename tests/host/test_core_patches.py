@@ -20,7 +20,7 @@ from tools.small import relative
 SIZES = dict(hidden=256, heads=2, context=96, mlp=768, depth=1, single=2)
 TOLERANCE = 1e-5
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # Inputs where a node's own defaults change nothing on so small a model, or where it has none.
 INPUTS = {
