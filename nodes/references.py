@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..pictures.references import SOCKETS, chain
 from ..pictures.sizing import SIZINGS, restore
 from .checks import check
-from .host.conditioning import combine
+from .host.combine import combine
 from .host.reports import with_report
 from .loaders import CATEGORY
 

@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...errors import KleinError
 from ...model_loaders.flow.reference_kv import ReferenceKV, ReferenceSet, Storage
-from . import asked
+from .conditioning import controls_of
 from .flow import REFERENCE_CACHE, KleinModel
 
 MODES = ("off", "within_run", "across_runs")
@@ -169,7 +169,7 @@ class Same:
 
 
 def _set_of(cond: dict) -> ReferenceSet:
-    return ReferenceSet(cond["reference_latents"], asked.controls(cond))
+    return ReferenceSet(cond["reference_latents"], controls_of(cond))
 
 
 def _weights(patcher, options: dict) -> tuple:

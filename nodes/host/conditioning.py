@@ -1,114 +1,30 @@
-"""Reference images into conditioning: ComfyUI's own `reference_latents`, and beside them, under a key of the pack's own,
-what each reference is asked for."""
+"""What the pack writes into a conditioning beside ComfyUI's own keys, all under one key of its own. Others may write there
+too: what has another shape than ours is as if it were not there."""
 
 from __future__ import annotations
 
-import hashlib
-import weakref
-from collections import OrderedDict
+from ...model_loaders.flow.controls import Control
 
-import comfy.model_management
-import torch
-
-from ...errors import KleinError
-from ...model_loaders.flow.controls import NEUTRAL, Control, complete
-from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures
-from ...pictures.report import Entry, report
-from ...pictures.sizing import Canvas, fit, place
-from . import asked
-from .sampling import CHANNELS
-
-MOST = 10  # references of one image
-KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
-
-_latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
+KEY = "klein_pack"
 
 
-def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size):
-    """(positive, negative, LATENT, KLEIN_CANVAS, report) with references appended to those that the conditioning has.
-
-    images: socket -> IMAGE, in order. Each image of a batch is a reference of its own.
-    """
-    images = {socket: pictures(image) for socket, image in images.items()}
-    chosen = [Reference(single) for image in images.values() for single in image] + list(references or ())
-    values = positive[0][1] if positive else {}
-    before = values.get("reference_latents") or []
-    total = len(before) + len(chosen)
-    if total > MOST:
-        raise KleinError(f"There are {total} references, expected {MOST} at most: disconnect some.")
-    several = len(before) + sum(map(enters, chosen)) > 1
-    canvases = [fit(ref.source, sizing, max_megapixels, several) for ref in chosen]
-    controls = [Control(ref.strength, kept(ref, canvas), ref.start, ref.end) for ref, canvas in zip(chosen, canvases)]
-    latents = [encode(vae, place(ref.image, canvas)) for ref, canvas in zip(chosen, canvases)]
-
-    canvas = output_canvas([*(known_by_latent(latent) for latent in before), *canvases], width, height)
-    latent = torch.zeros(
-        batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
-    )
-    old = complete(asked.controls(values), len(before))
-    entries = [
-        entry(None, known_by_latent(latent), control, "already in the conditioning") for latent, control in zip(before, old)
-    ]
-    entries += [entry(ref.source, canvas, control) for ref, canvas, control in zip(chosen, canvases, controls)]
-    warnings = gaps(images, len(before) + 1) + differing(positive, negative, len(before))
-    for number, control in enumerate(controls, start=len(before) + 1):
-        if control.keep is not None and not any(control.keep):
-            warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
-    text = positive[0][0].shape[1] if positive else 0
-    lines = report(entries, canvas.size, text, asked.prompt(values), warnings)
-    if any(control != NEUTRAL for control in (*old, *controls)):
-        lines += "\nStrength, mask and window need a model of Klein Flow Loader."
-    added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
-    return *added, {"samples": latent}, canvas, lines
+def _ours(values: dict) -> dict:
+    found = values.get(KEY)
+    return found if isinstance(found, dict) else {}
 
 
-def differing(positive, negative, count: int) -> list[str]:
-    """A warning where the conditionings do not all have `count` references before those added, which shifts numbers."""
-    counts = {len(values.get("reference_latents") or []) for _, values in (*(positive or ()), *(negative or ()))}
-    if counts <= {count}:
-        return []
-    return [f"positive and negative have {min(counts)} to {max(counts)} references of before, so their numbers differ"]
+def controls_of(values: dict) -> tuple[Control, ...]:
+    """What each reference is asked for, in order; those beyond are neutral."""
+    found = _ours(values).get("controls")
+    return found if isinstance(found, tuple) and all(isinstance(each, Control) for each in found) else ()
 
 
-def entry(source: tuple[int, int] | None, canvas: Canvas, control: Control, *notes: str) -> Entry:
-    tokens = canvas.tokens if control.keep is None else sum(control.keep)
-    notes = list(notes)
-    if control.keep is not None:
-        notes.append(f"{tokens} of {canvas.tokens} tokens kept by the mask")
-    if control.strength == 0:
-        tokens, notes = 0, [*notes, "strength 0: left out"]
-    elif control.strength != 1:
-        notes.append(f"strength {control.strength:g}")
-    if control.start > 0 or control.end < 1:
-        notes.append(f"steps from {control.start:.0%} to {control.end:.0%}")
-    return Entry(source, canvas.size, tokens, tuple(notes))
+def prompt_of(values: dict) -> str | None:
+    """The text that the conditioning was encoded from."""
+    found = _ours(values).get("prompt")
+    return found if isinstance(found, str) else None
 
 
-def encode(vae, image: torch.Tensor) -> torch.Tensor:
-    """(1, 128, H/16, W/16) of an image (1, H, W, 3), from memory when this VAE has seen these pixels."""
-    kept = _latents.setdefault(vae.first_stage_model, OrderedDict())
-    pixels = image.cpu().contiguous()
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).digest()
-    if digest not in kept:
-        kept[digest] = vae.encode(image)
-        while len(kept) > 1 and sum(latent.nbytes for latent in kept.values()) > KEPT_LATENTS:
-            kept.popitem(last=False)
-    kept.move_to_end(digest)
-    return kept[digest]
-
-
-def append(conditioning, latents: list, controls: list[Control]):
-    """The conditioning with references behind its own; None stays None. Controls are written only where one asks for
-    something, so that neutral references are exactly ComfyUI's own."""
-    if conditioning is None or not latents:
-        return conditioning
-    out = []
-    for text, values in conditioning:
-        values = dict(values)
-        before = values.get("reference_latents") or []
-        old = complete(asked.controls(values), len(before))
-        values["reference_latents"] = [*before, *latents]
-        if any(control != NEUTRAL for control in (*old, *controls)):
-            values = asked.asking(values, controls=(*old, *controls))
-        out.append([text, values])
-    return out
+def with_ours(values: dict, **ours: object) -> dict:
+    """The values with `controls` or `prompt` set."""
+    return {**values, KEY: {**_ours(values), **ours}}

@@ -15,8 +15,8 @@ from ...errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
 from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut, load_tokenizer, tokenize, window
-from . import asked
 from .compat import clip_options
+from .conditioning import with_ours
 from .operations import encoder_operations, native_layers, native_tensors
 
 BUNDLED = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"  # the same byte pairs as Qwen3's
@@ -172,7 +172,7 @@ def encode_prompt(clip, text: str) -> tuple[list, str]:
     for what is no text, or too long."""
     check_prompt(text)
     tokens = clip.tokenize(text)
-    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=asked.asking({}, prompt=text))
+    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=with_ours({}, prompt=text))
     counts = [sum(len(row) for row in rows) for rows in tokens.values()]
     used = max(counts, default=0)
     if not isinstance(clip.tokenizer, KleinTokenizer):

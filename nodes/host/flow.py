@@ -23,8 +23,8 @@ from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
 from ...model_loaders.formats.codecs import FLOAT8, Codec
 from ...model_loaders.formats.identify import encoder_for
-from . import asked
 from .compat import note_dtypes
+from .conditioning import controls_of
 from .memory import Beside, new_patcher
 from .operations import flow_operations, native_tensors
 
@@ -189,7 +189,7 @@ class KleinModel(comfy.model_base.Flux2):
         out["c_crossattn"] = comfy.conds.CONDRegular(text)
         references = kwargs.get("reference_latents")
         if references:
-            out["klein_references"] = comfy.conds.CONDConstant(ReferenceSet(references, asked.controls(kwargs)))
+            out["klein_references"] = comfy.conds.CONDConstant(ReferenceSet(references, controls_of(kwargs)))
         return out
 
     def memory_required(self, *args, **kwargs):

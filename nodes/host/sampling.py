@@ -14,7 +14,7 @@ from ...errors import KleinError
 from ...samplers.euler import sample_euler
 from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas
-from . import asked
+from .conditioning import controls_of
 from .flow import KleinModel, check_conditioning
 
 CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
@@ -89,7 +89,7 @@ def pixel_tokens(width: int, height: int) -> int:
 def _check(model, text: torch.Tensor, values: dict) -> None:
     if isinstance(model.model, KleinModel):
         check_conditioning(model.model, text, values.get("reference_latents") or ())
-    elif asked.controls(values):
+    elif controls_of(values):
         raise KleinError(
             "A reference has a strength, mask or window, which needs a model from Klein Flow Loader, and this one is from "
             "another loader: change the loader, or leave those settings out."

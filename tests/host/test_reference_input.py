@@ -11,7 +11,7 @@ from tools import inprocess, small
 
 @pytest.fixture(scope="module")
 def references():
-    return inprocess.import_adapter("conditioning")
+    return inprocess.import_adapter("combine")
 
 
 @pytest.fixture(scope="module")
