@@ -6,6 +6,7 @@ import inspect
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 
 
@@ -27,3 +28,8 @@ def clip_options(disable_dynamic: bool) -> dict:
     """What tells a CLIP of the host to load its weights as a whole, where the host knows another way."""
     known = "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters
     return {"disable_dynamic": disable_dynamic} if known else {}
+
+
+def reads_comfy_quant() -> bool:
+    """Newer hosts find a layer's format in its `comfy_quant` tensor, 0.3.75 in a table given beforehand."""
+    return "layer_quant_config" not in inspect.signature(comfy.ops.mixed_precision_ops).parameters

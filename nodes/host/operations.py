@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import comfy.model_management
@@ -11,6 +10,7 @@ import torch
 from comfy.cli_args import args
 
 from ...model_loaders.formats.codecs import Codec
+from .compat import reads_comfy_quant
 
 
 def flow_operations(quantised: dict[str, Codec], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
@@ -30,7 +30,7 @@ def encoder_operations(quantised: dict[str, Codec], compute_dtype: torch.dtype):
 
 
 def _mixed(quantised: dict[str, Codec], compute_dtype: torch.dtype, precise: bool):
-    if _reads_comfy_quant():
+    if reads_comfy_quant():
         return comfy.ops.mixed_precision_ops({}, compute_dtype, full_precision_mm=precise)
     layers = {layer: {"format": codec.name} for layer, codec in quantised.items()}
     return comfy.ops.mixed_precision_ops(layers, compute_dtype, full_precision_mm=precise)
@@ -47,7 +47,7 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
         if layer not in quantised:
             state[f"{layer}.weight"] = state[f"{layer}.weight"].float() * state.pop(name)
             state.pop(f"{layer}.input_scale", None)
-    if _reads_comfy_quant():
+    if reads_comfy_quant():
         for layer, codec in quantised.items():
             state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(codec.settings).encode()), dtype=torch.uint8)
     return state
@@ -55,11 +55,6 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
 
 def native_layers(quantised: dict[str, Codec]) -> dict[str, Codec]:
     """The fp8 layers that the host can keep as such: 0.3.75 knows linear layers only."""
-    if _reads_comfy_quant():
+    if reads_comfy_quant():
         return quantised
     return {layer: codec for layer, codec in quantised.items() if not layer.endswith("embed_tokens")}
-
-
-def _reads_comfy_quant() -> bool:
-    """Newer hosts find a layer's format in its `comfy_quant` tensor, 0.3.75 in a table given beforehand."""
-    return "layer_quant_config" not in inspect.signature(comfy.ops.mixed_precision_ops).parameters
