@@ -97,3 +97,44 @@ def test_a_plain_weight_with_a_scale_is_multiplied_by_it(state, save):
     tensors = dict(read_flow(save(scaled)).tensors())
     assert torch.equal(tensors[f"{name}.weight"], state[f"{name}.weight"])
     assert f"{name}.weight_scale" not in tensors
+
+
+SCALE = {"metadata": "weight_scale", "comfy_quant": "weight_scale", "scaled_fp8": "scale_weight"}
+INPUT = {"metadata": "input_scale", "comfy_quant": "input_scale", "scaled_fp8": "scale_input"}
+LAYER = "single_blocks.0.linear1"
+
+
+def fp8_parts(tmp_path, scheme: str, *, precise: bool = False, **inputs) -> tuple[dict, dict]:
+    """What is read of one layer of an fp8 flow, and what the host is told of it; inputs: more tensors of the layer."""
+    state, metadata, _ = small.fp8_state(small.flow_state(hidden=64, heads=2, context=48, mlp=96, depth=1, single=1), scheme)
+    if precise and scheme == "scaled_fp8":
+        state["scaled_fp8"] = torch.zeros(2, dtype=small.FP8)
+    if precise and scheme == "comfy_quant":
+        said = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
+        state[f"{LAYER}.comfy_quant"] = torch.tensor(list(said.encode()), dtype=torch.uint8)
+    state |= {f"{LAYER}.{name}": torch.tensor(value) for name, value in inputs.items()}
+    plan = read_flow(small.save(state, tmp_path / "flow.safetensors", metadata)).plan
+    read = {name.removeprefix(f"{LAYER}."): t for name, t in plan.tensors() if name.startswith(f"{LAYER}.")}
+    assert torch.equal(read["weight"].float(), state[f"{LAYER}.weight"].float()) and read["weight"].dtype == small.FP8
+    assert torch.equal(read["weight_scale"], state[f"{LAYER}.{SCALE[scheme]}"].float())
+    return read, plan.quantised[LAYER].settings
+
+
+@pytest.mark.parametrize("scheme", SCALE)
+def test_fp8_of_each_scheme_is_the_files_weight_and_scales(tmp_path, scheme):
+    read, settings = fp8_parts(tmp_path, scheme)
+    assert read.keys() == {"weight", "weight_scale"} and settings == {"format": "float8_e4m3fn"}
+    read, _ = fp8_parts(tmp_path, scheme, **{INPUT[scheme]: 0.5})
+    assert read["input_scale"] == 0.5 and read["input_scale"].dtype == torch.float32
+
+
+def test_an_input_scale_of_1_is_unknown_to_the_older_scheme_only(tmp_path):
+    assert "input_scale" not in fp8_parts(tmp_path, "scaled_fp8", scale_input=1.0)[0]
+    assert fp8_parts(tmp_path, "metadata", input_scale=1.0)[0]["input_scale"] == 1
+
+
+@pytest.mark.parametrize("scheme", ["comfy_quant", "scaled_fp8"])
+def test_a_layer_to_be_multiplied_in_full_precision_has_no_input_scale(tmp_path, scheme):
+    read, settings = fp8_parts(tmp_path, scheme, precise=True, **{INPUT[scheme]: 0.5})
+    assert "input_scale" not in read
+    assert settings == {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
