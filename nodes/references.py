@@ -49,8 +49,15 @@ class KleinReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, strength, start_percent, end_percent, references=(), mask=None) -> io.NodeOutput:
-        check(cls, strength=strength, start_percent=start_percent, end_percent=end_percent)
-        check(cls, image=image, references=references, mask=mask)
+        check(
+            cls,
+            strength=strength,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            image=image,
+            references=references,
+            mask=mask,
+        )
         return io.NodeOutput(chain(image, references, mask, strength, start_percent, end_percent))
 
 
@@ -105,8 +112,19 @@ class KleinMultiReference(io.ComfyNode):
     def execute(
         cls, positive, vae, sizing, max_megapixels, width, height, batch_size, negative=None, references=(), **images
     ) -> io.NodeOutput:
-        check(cls, sizing=sizing, max_megapixels=max_megapixels, width=width, height=height, batch_size=batch_size)
-        check(cls, positive=positive, vae=vae, negative=negative, references=references, **images)
+        check(
+            cls,
+            sizing=sizing,
+            max_megapixels=max_megapixels,
+            width=width,
+            height=height,
+            batch_size=batch_size,
+            positive=positive,
+            vae=vae,
+            negative=negative,
+            references=references,
+            **images,
+        )
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
         return with_report(
             cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)

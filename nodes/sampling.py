@@ -59,8 +59,19 @@ class KleinDistilledSampler(io.ComfyNode):
     def execute(
         cls, model, positive, latent_image, seed, steps, cfg, denoise, schedule, negative=None, sigmas=None
     ) -> io.NodeOutput:
-        check(cls, seed=seed, steps=steps, cfg=cfg, denoise=denoise, schedule=schedule)
-        check(cls, model=model, positive=positive, latent_image=latent_image, negative=negative, sigmas=sigmas)
+        check(
+            cls,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            denoise=denoise,
+            schedule=schedule,
+            model=model,
+            positive=positive,
+            latent_image=latent_image,
+            negative=negative,
+            sigmas=sigmas,
+        )
         return io.NodeOutput(sample(model, positive, negative, latent_image, seed, steps, cfg, denoise, schedule, sigmas))
 
 

@@ -157,10 +157,7 @@ def _known(checkpoint: Checkpoint, layer: str, settings: dict) -> Codec:
     more = sorted(str(key) for key, value in settings.items() if value and key not in ("format", "full_precision_matrix_mult"))
     if not isinstance(name, str) or name not in CODECS or not isinstance(precise, bool) or more:
         what = f"{name} weights" + (f" with {more[0]}" if more else "")
-        raise KleinError(
-            f"{checkpoint.path.name} holds {what} ({layer}), expected bf16, fp16, fp32 or fp8: "
-            f"load the bf16 or the fp8 file of this model instead."
-        )
+        raise KleinError(f"{checkpoint.path.name} holds {what} ({layer}), expected bf16, fp16, fp32 or fp8: {INSTEAD}")
     return Codec(name, CODECS[name].dtype, precise)
 
 

@@ -72,7 +72,18 @@ class Plan:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical `layer.weight` -> its shape, from headers alone."""
-        return {f"{layer}.weight": _stacked([part.shape for part in parts]) for layer, parts in self.weights.items()}
+        return {f"{layer}.weight": self._stacked(layer, parts) for layer, parts in self.weights.items()}
+
+    def _stacked(self, layer: str, parts: tuple[StoredWeight, ...]) -> tuple[int, ...]:
+        """The shape of weights on top of each other; KleinError where they do not fit."""
+        shapes = [part.shape for part in parts]
+        if len(shapes) == 1:
+            return shapes[0]
+        if len({shape[1:] for shape in shapes}) > 1 or not all(shapes):
+            raise KleinError(
+                f"{self.checkpoint.path.name} stores {layer} in parts of shapes {shapes}, which do not fit: download it again."
+            )
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def sides(self, name: str, rank: int) -> tuple[int, ...]:
         """The shape of a canonical `layer.weight` of this rank; KleinError where it is another, or empty."""
@@ -200,8 +211,7 @@ def _plan(checkpoint: Checkpoint, prefix: str, sources: dict[str, list[str]], sw
         layer: tuple(markers.stored(prefix, source, found[source] or "") for source in group)
         for layer, group in sources.items()
     }
-    for layer, parts in weights.items():
-        _stacked([part.shape for part in parts], checkpoint, layer)
+    for parts in weights.values():
         if len(parts) > 1 and any(part.codec for part in parts):
             raise KleinError(
                 f"{checkpoint.path.name} stores scaled fp8 weights under diffusers names, which cannot be fused "
@@ -216,16 +226,6 @@ def _leaf(checkpoint: Checkpoint, path: str, layer: str) -> str | None:
     """What the weight of a layer is called in the file: some write the scale of a norm as `scale`."""
     leaves = ("weight", "scale") if layer.endswith("_norm") else ("weight",)
     return next((leaf for leaf in leaves if f"{path}.{leaf}" in checkpoint), None)
-
-
-def _stacked(shapes: list[tuple[int, ...]], checkpoint: Checkpoint | None = None, layer: str = "") -> tuple[int, ...]:
-    """The shape of weights on top of each other; KleinError where they do not fit."""
-    if len(shapes) == 1:
-        return shapes[0]
-    if len({shape[1:] for shape in shapes}) > 1 or not all(shapes):
-        name = checkpoint.path.name if checkpoint else "The file"
-        raise KleinError(f"{name} stores {layer} in parts of shapes {shapes}, which do not fit: download it again.")
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _numbered(pattern: str, number: int | None) -> str:

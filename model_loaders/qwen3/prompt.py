@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,15 +41,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a folder: its tokenizer.json, or built from vocab.json and merges.txt with Qwen3's own special
     tokens (a host's copy may have those of another Qwen). Raises KleinError when the folder has neither."""
     folder = Path(folder)
-    try:
+    advice = ", expected tokenizer.json or vocab.json with merges.txt: download the tokenizer folder of the model again."
+    with _refusing(f"{folder} is not a Qwen3 tokenizer", advice):
         tokenizer = _from_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else _byte_pairs(folder)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # plain Exception, and panics of the library, which are none
-        raise KleinError(
-            f"{folder} is not a Qwen3 tokenizer ({error}), expected tokenizer.json or vocab.json with merges.txt: "
-            f"download the tokenizer folder of the model again."
-        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     lacking = [token for token in (PAD, *TEMPLATE_TOKENS) if tokenizer.token_to_id(token) is None]
@@ -82,15 +78,20 @@ def tokenize(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids of the whole prompt in its template, neither cut nor padded. Special tokens in the prompt count as such.
     KleinError for what is no text, or too long."""
     check_prompt(prompt)
-    try:
+    advice = ": shorten the prompt, or download the tokenizer folder of the model again."
+    with _refusing("The tokenizer failed on the prompt", advice):
         return tokenizer.encode(prompt.join(TEMPLATE), add_special_tokens=False).ids
+
+
+@contextmanager
+def _refusing(what: str, advice: str) -> Iterator[None]:
+    """KleinError for whatever the tokenizers library throws: plain Exception, and panics, which are none."""
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # plain Exception, and panics of the library, which are none
-        raise KleinError(
-            f"The tokenizer failed on the prompt ({error}): shorten the prompt, or download the tokenizer folder of the model "
-            f"again."
-        ) from None
+    except BaseException as error:
+        raise KleinError(f"{what} ({error}){advice}") from None
 
 
 def check_prompt(prompt: str) -> None:
