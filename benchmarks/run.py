@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import encode, load, references, step
+from . import editing, encode, load, references, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load")
+PARTS = ("step", "references", "encode", "load", "editing")
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def main() -> None:
             rows += step.measure(folder, options.rounds)
         if "references" in options.parts:
             rows += references.measure(folder, min(options.rounds, 3))
+        if "editing" in options.parts:
+            rows += editing.measure(folder, min(options.rounds, 3))
     import comfyui_version
 
     print(f"\n{options.rounds} rounds; {platform.machine()}, {torch.get_num_threads()} threads, float32 matmul "

@@ -78,12 +78,12 @@ def kept(reference: Reference, canvas: Canvas) -> bytes | None:
     return None if tokens.all() else bytes(tokens.tolist())
 
 
-def gaps(images: dict[str, list], number: int) -> list[str]:
+def gaps(images: dict[str, list], number: int, sockets: tuple[str, ...] = SOCKETS) -> list[str]:
     """Warnings where the number of a socket's image is not the socket's; `number` is that of the first image."""
     warnings, shift = [], number - 1
     for name, image in images.items():
-        if number - shift != SOCKETS.index(name) + 1:
-            empty = any(earlier not in images for earlier in SOCKETS[: SOCKETS.index(name)])
+        if number - shift != sockets.index(name) + 1:
+            empty = any(earlier not in images for earlier in sockets[: sockets.index(name)])
             warnings.append(f"{name} is image {number}, as a socket before it {'is empty' if empty else 'holds several'}")
         number += len(image)
     return warnings

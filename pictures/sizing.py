@@ -80,6 +80,13 @@ def colours(image: Tensor) -> Tensor:
     return image[..., :1].expand(-1, -1, -1, 3) if image.shape[-1] < 3 else image[..., :3]
 
 
+def keeps_aspect(canvas: Canvas) -> bool:
+    """Whether a canvas shows its source in the source's own aspect, but for half a grid step a side."""
+    low = max((side - GRID / 2) / whole if side > GRID else 0.0 for side, whole in zip(canvas.scaled, canvas.source))
+    high = min((side + GRID / 2) / whole for side, whole in zip(canvas.scaled, canvas.source))
+    return low <= high
+
+
 def resize(image: Tensor, size: Size) -> Tensor:
     """(B, h, w, C) in [0, 1] -> (B, H, W, C): bicubic, antialiased where it gets smaller; itself when the size fits."""
     if tuple(image.shape[2:0:-1]) == tuple(size):

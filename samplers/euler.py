@@ -14,11 +14,12 @@ def sample_euler(
     extra_args: dict | None = None,
     callback: Callable[[dict], object] | None = None,
     disable: bool | None = None,
+    after: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Follow `sigmas` (steps + 1,) from x (B, ...) down.
 
     model(x, sigma (B,), **extra_args) returns the denoised x; callback gets {"i", "x", "sigma", "sigma_hat",
-    "denoised"} before each step, as in k-diffusion.
+    "denoised"} before each step, as in k-diffusion; after(x, sigma) may change what a step ended with.
     """
     for i in range(len(sigmas) - 1):
         sigma, following = sigmas[i], sigmas[i + 1]
@@ -27,4 +28,6 @@ def sample_euler(
         if callback is not None:
             callback({"i": i, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         x = x + (following - sigma) * velocity
+        if after is not None:
+            x = after(x, following)
     return x

@@ -40,6 +40,62 @@ def text_to_image() -> Graph:
     return graph
 
 
+def edited(name: str, title: str, text: str, settings: str, mode: str, others: int = 0, denoise: float = 1.0, back=(), **edit) -> Graph:
+    """A picture changed by Klein Edit and brought back; with a mask, but in mode edit and outpaint, and other pictures."""
+    graph = Graph(f"klein_9b_{name}", title, note(title, FLOW, settings))
+    model, clip, vae = (graph.add(kind) for kind in ("KleinFlowLoader", "KleinQwen3EncoderLoader", "KleinVAELoader"))
+    source, *images = [graph.add("LoadImage") for _ in range(1 + others)]
+    prompt = graph.add("KleinPrompt", clip=out(graph, clip), text=text)
+    given = {f"image_{i}": out(graph, image) for i, image in enumerate(images, start=2)}
+    if mode in ("repaint", "replace"):
+        given["mask"] = out(graph, source, 1)
+    edit = graph.add(
+        "KleinEdit", positive=out(graph, prompt), vae=out(graph, vae), image=out(graph, source), mode=mode, **edit, **given
+    )
+    sampler = graph.add(
+        "KleinDistilledSampler", model=out(graph, model), positive=out(graph, edit), latent_image=out(graph, edit, 2),
+        denoise=denoise,
+    )  # fmt: skip
+    image = graph.add("VAEDecode", samples=out(graph, sampler), vae=out(graph, vae))
+    image = graph.add("KleinCanvasRestore", image=out(graph, image), canvas=out(graph, edit, 3), **dict(back))
+    graph.add("SaveImage", images=out(graph, image))
+    return graph
+
+
+PAINT = "Right-click the picture, *Open in MaskEditor*, and paint what shall change; all else stays as it is, bit for bit. "
+REMOVE = "Remove what is in the middle of the picture. Continue the background as if it had never been there."
+
+
+def edits() -> list[Graph]:
+    return [
+        edited(
+            "edit", "edit a picture", "Make it winter: snow on everything, soft grey light.",
+            "The whole picture is changed as the text says. *keep* unchanged finds what did change and takes all else from the "
+            "source; *colour* match undoes drift of colour.", "edit", back={"colour": "match", "keep": "unchanged"},
+        ),
+        edited(
+            "repaint", "repaint under a mask with a reference", "The subject of image 2 stands in image 1.",
+            PAINT + "*image 1* is the region about the mask, *image 2* the second picture.", "repaint", 1,
+        ),
+        edited(
+            "replace", "replace under a mask", "The subject of image 1.",
+            PAINT + "What was there is not shown to the model, so that it does not come back: *image 1* is the second picture.",
+            "replace", 1,
+        ),
+        edited(
+            "outpaint", "outpaint", "Continue image 1 beyond its edges.",
+            "*left*, *top*, *right* and *bottom* of Klein Edit say how many pixels are added; *image 1* is the picture. ",
+            "outpaint", left=256, right=256, context=-1.0,
+        ),
+        edited("remove", "remove under a mask", REMOVE, PAINT + "The text needs no change.", "repaint", back={"blend": "seamless"}),
+        edited(
+            "detail", "detail under a mask", "Image 1 with fine, sharp detail.",
+            PAINT + "The region is painted again at more tokens: it is enlarged to a quarter of a megapixel, or more with more "
+            "*context*. *denoise* of the sampler: 0.75 keeps the shapes, 0.5 more of them.", "repaint", denoise=0.75, context=0.25,
+        ),
+    ]  # fmt: skip
+
+
 def finish(graph: Graph, model: Link, positive: Link, latent: Link, vae: int) -> None:
     sampler = graph.add("KleinDistilledSampler", model=model, positive=positive, latent_image=latent)
     image = graph.add("VAEDecode", samples=out(graph, sampler), vae=out(graph, vae))
@@ -139,6 +195,7 @@ def graphs() -> list[Graph]:
             "Right-click the picture, *Open in MaskEditor*, and paint what shall be seen: only those parts enter the model. Without "
             "a mask the reference is left out, and the report says so.", masked=True,
         ),
+        *edits(),
     ]  # fmt: skip
 
 

@@ -43,6 +43,8 @@ NODE_TYPES = {
     "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, 1, (400, 240)),
     "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, 1, (400, 130)),
     "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, 4, (280, 310)),
+    "LoadImageMask": NodeType([], [("MASK", "MASK")], {"image": "example.png", "channel": "alpha"}, 4, (280, 310)),
+    "MaskToImage": NodeType([("mask", "MASK")], [("IMAGE", "IMAGE")], {}, 4, (280, 60)),
     "SolidMask": NodeType([], [("MASK", "MASK")], {"value": 0.0, "width": 64, "height": 64}, 4, (280, 130)),
     "MaskComposite": NodeType(
         [("destination", "MASK"), ("source", "MASK")], [("MASK", "MASK")], {"x": 0, "y": 0, "operation": "add"}, 4, (280, 150)
@@ -64,7 +66,15 @@ NODE_TYPES = {
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
         {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, 2, (320, 200),
     ),
-    "KleinCanvasRestore": NodeType([("image", "IMAGE"), ("canvas", "KLEIN_CANVAS")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
+    "KleinEdit": NodeType(
+        [("positive", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"), ("mask?", "MASK"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(2, 5)), ("references?", "KLEIN_REFERENCES")],
+        [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
+        {"mode": "edit", "context": 0.5, "grow": 16, "feather": 16, "max_megapixels": 1.0, "left": 0, "top": 0, "right": 0, "bottom": 0, "batch_size": 1}, 1, (400, 560),
+    ),
+    "KleinCanvasRestore": NodeType(
+        [("image", "IMAGE"), ("canvas", "KLEIN_CANVAS")], [("IMAGE", "IMAGE"), ("changed", "MASK"), ("report", "STRING")],
+        {"blend": "feather", "colour": "off", "keep": "off"}, 2, (320, 300),
+    ),
     "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
     "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 2, (320, 90)),
     "PreviewImage": NodeType([("images", "IMAGE")], [], {}, 3, (420, 300)),

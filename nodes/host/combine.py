@@ -14,7 +14,7 @@ from ...errors import KleinError
 from ...model_loaders.flow.controls import NEUTRAL, Control, complete
 from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures
 from ...pictures.report import Entry, report
-from ...pictures.sizing import Canvas, fit, place
+from ...pictures.sizing import Canvas, Size, fit, place
 from .conditioning import controls_of, prompt_of, with_ours
 from .sampling import CHANNELS
 
@@ -31,35 +31,49 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
     """
     images = {socket: pictures(image) for socket, image in images.items()}
     chosen = [Reference(single) for image in images.values() for single in image] + list(references or ())
-    values = positive[0][1] if positive else {}
-    before = values.get("reference_latents") or []
-    total = len(before) + len(chosen)
-    if total > MOST:
-        raise KleinError(f"There are {total} references, expected {MOST} at most: disconnect some.")
+    before = references_of(positive)
     several = len(before) + sum(map(enters, chosen)) > 1
     canvases = [fit(ref.source, sizing, max_megapixels, several) for ref in chosen]
-    controls = [Control(ref.strength, kept(ref, canvas), ref.start, ref.end) for ref, canvas in zip(chosen, canvases)]
-    latents = [encode(vae, place(ref.image, canvas)) for ref, canvas in zip(chosen, canvases)]
-
     canvas = output_canvas([*(known_by_latent(latent) for latent in before), *canvases], width, height)
+    warnings = gaps(images, len(before) + 1)
+    positive, negative, lines = join(positive, negative, vae, chosen, canvases, canvas.size, warnings)
     latent = torch.zeros(
         batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
     )
+    return positive, negative, {"samples": latent}, canvas, lines
+
+
+def references_of(conditioning) -> list[torch.Tensor]:
+    """The encoded references that a conditioning has."""
+    return (conditioning[0][1].get("reference_latents") or []) if conditioning else []
+
+
+def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas], size: Size, warnings: list[str]):
+    """(positive, negative, report) with these references, each on its canvas, behind those that the conditioning has.
+    size: of the image to be made."""
+    values = positive[0][1] if positive else {}
+    before = references_of(positive)
+    total = len(before) + len(chosen)
+    if total > MOST:
+        raise KleinError(f"There are {total} references, expected {MOST} at most: disconnect some.")
+    controls = [Control(ref.strength, kept(ref, canvas), ref.start, ref.end) for ref, canvas in zip(chosen, canvases)]
+    latents = [encode(vae, place(ref.image, canvas)) for ref, canvas in zip(chosen, canvases)]
+
     old = complete(controls_of(values), len(before))
     entries = [
         entry(None, known_by_latent(latent), control, "already in the conditioning") for latent, control in zip(before, old)
     ]
     entries += [entry(ref.source, canvas, control) for ref, canvas, control in zip(chosen, canvases, controls)]
-    warnings = gaps(images, len(before) + 1) + differing(positive, negative, len(before))
+    warnings = warnings + differing(positive, negative, len(before))
     for number, control in enumerate(controls, start=len(before) + 1):
         if control.keep is not None and not any(control.keep):
             warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
     text = positive[0][0].shape[1] if positive else 0
-    lines = report(entries, canvas.size, text, prompt_of(values), warnings)
+    lines = report(entries, size, text, prompt_of(values), warnings)
     if any(control != NEUTRAL for control in (*old, *controls)):
         lines += "\nStrength, mask and window need a model of Klein Flow Loader."
     added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
-    return *added, {"samples": latent}, canvas, lines
+    return *added, lines
 
 
 def differing(positive, negative, count: int) -> list[str]:

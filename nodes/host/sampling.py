@@ -12,6 +12,7 @@ import torch
 
 from ...errors import KleinError
 from ...samplers.euler import sample_euler
+from ...samplers.masked import hold
 from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas
 from .conditioning import controls_of
@@ -52,7 +53,7 @@ def sample(
     out = guider.sample(
         comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
         samples,
-        comfy.samplers.KSAMPLER(sample_euler),
+        comfy.samplers.KSAMPLER(_euler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
@@ -60,6 +61,17 @@ def sample(
         seed=seed,
     )
     return {**latent, "samples": out.to(samples.device)}
+
+
+def _euler(model, x, sigmas, extra_args, callback, disable) -> torch.Tensor:
+    """Under a noise mask the latents are blended after each step, as the reference does. The host would blend before and
+    after each call of the model, which mixes fractional masks twice; it does so where the MODEL changes the mask by the
+    step (differential diffusion)."""
+    mask = extra_args["denoise_mask"]
+    if mask is None or "denoise_mask_function" in extra_args["model_options"]:
+        return sample_euler(model, x, sigmas, extra_args, callback, disable)
+    after = hold(mask, model.latent_image, model.noise)
+    return sample_euler(model, x, sigmas, {**extra_args, "denoise_mask": None}, callback, disable, after)
 
 
 def make_sigmas(steps: int, tokens: int, schedule: str, denoise: float) -> torch.Tensor:

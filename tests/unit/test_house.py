@@ -9,7 +9,7 @@ import pytest
 
 from tools.provision import ROOT
 
-LIBRARIES = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy"}  # as pyproject.toml names them
+LIBRARIES = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "scipy"}  # as pyproject.toml names them
 HOST = {
     "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "execution", "folder_paths",
     "latent_preview", "node_helpers", "nodes", "server",
@@ -19,7 +19,7 @@ ENGINE = {"model_loaders", "pictures", "samplers"}
 # Room -> what its files may import beside Python's own library; ours as `klein....`. The first that a path lies in counts.
 ROOMS = {
     "model_loaders": {"klein.model_loaders", "klein.errors"} | LIBRARIES,
-    "pictures": {"klein.pictures", "klein.errors", "torch", "einops", "numpy"},
+    "pictures": {"klein.pictures", "klein.errors", "torch", "einops", "numpy", "scipy"},
     "samplers": {"klein.samplers", "torch", "einops", "numpy"},
     "nodes/host": {"klein.nodes.host", "klein.errors", "klein.model_loaders", "klein.pictures", "klein.samplers"}
     | LIBRARIES

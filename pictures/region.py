@@ -1,0 +1,163 @@
+"""What is painted anew of a picture: the mask, a box around it, and the canvas that the box is painted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import KleinError
+from .masks import Box, bounds, grown, shares
+from .references import LARGEST
+from .sizing import GRID, MEGAPIXEL, Size, colours, fit, on_grid, resize
+
+MODES = ("edit", "repaint", "replace", "outpaint")
+WHOLE = -1.0  # as context: the whole picture
+ENOUGH = 0.25  # megapixels: a smaller region is enlarged to it, as klein paints little well in few tokens
+MOST = 8  # times a region is enlarged
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A box of a picture (1, h, w, 3 or 4), scaled to `size` on the grid of tokens. mask (h, w) bool is what may change, grown;
+    None: all of it. feather: pixels of its soft edge."""
+
+    picture: Tensor
+    box: Box
+    size: Size
+    mask: Tensor | None = None
+    feather: int = 0
+
+    @property
+    def scale(self) -> float:
+        return math.sqrt(self.size[0] * self.size[1] / ((self.box[2] - self.box[0]) * (self.box[3] - self.box[1])))
+
+    def to_source(self, x: float, y: float) -> tuple[float, float]:
+        """The place in the picture of a place on the canvas; pixel i covers i to i + 1."""
+        left, top, right, bottom = self.box
+        return left + x * (right - left) / self.size[0], top + y * (bottom - top) / self.size[1]
+
+    def crop(self, of: Tensor) -> Tensor:
+        """The box of a picture (B, h, w, C) or of a mask (1, h, w)."""
+        left, top, right, bottom = self.box
+        return of[:, top:bottom, left:right]
+
+    def pixels(self) -> Tensor:
+        """What lies in the box, on the canvas: (1, H, W, 3)."""
+        return resize(colours(self.crop(self.picture)), self.size)
+
+    def painted(self) -> Tensor | None:
+        """Of each token the share that the mask paints: (1, 1, H/16, W/16), above 0 wherever the mask touches it."""
+        if self.mask is None:
+            return None
+        left, top, right, bottom = self.box
+        across = torch.linspace(left, right, self.size[0] // GRID + 1, dtype=torch.float64)
+        down = torch.linspace(top, bottom, self.size[1] // GRID + 1, dtype=torch.float64)
+        return shares(self.mask, across, down).clamp(0, 1).float()[None, None]
+
+
+def region(
+    image: Tensor,
+    mask: Tensor | None,
+    mode: str,
+    context: float,
+    grow: int,
+    feather: int,
+    max_megapixels: float,
+    margins: tuple[int, int, int, int],
+) -> Region:
+    """The region of a picture (1, h, w, C) that a mode of Klein Edit paints. margins: pixels added at the left, top, right
+    and bottom. KleinError for what cannot be painted."""
+    image = colours(image) if image.shape[-1] < 3 else image
+    height, width = image.shape[1:3]
+    mask = chosen(mask, (width, height))
+    if mode != "outpaint":
+        margins = (0, 0, 0, 0)
+        if mask is None and mode != "edit":
+            raise KleinError(f"{mode} needs a mask of what to paint, and none is painted: paint one, or use mode edit.")
+    elif not any(margins):
+        raise KleinError("outpaint has 0 pixels at all four sides: set left, top, right or bottom, or use mode repaint.")
+    if max(width + margins[0] + margins[2], height + margins[1] + margins[3]) > LARGEST:
+        raise KleinError(f"The picture would be larger than {LARGEST} pixels a side: add less, or scale it down first.")
+    image, mask = extended(image, mask, margins)
+    height, width = image.shape[1:3]
+    if mask is not None:
+        mask = grown(mask, grow)
+    if mask is None or mode == "edit" or context == WHOLE:
+        box, size = (0, 0, width, height), fit((width, height), "exact", max_megapixels).size
+    else:
+        box, size = layout(bounds(mask), (width, height), context, max_megapixels)
+    if max(size) > LARGEST:
+        raise KleinError(f"The region would be {size[0]}x{size[1]}, expected {LARGEST} a side at most: lower max_megapixels.")
+    return Region(image, box, size, mask, feather)
+
+
+def chosen(mask: Tensor | None, picture: Size) -> Tensor | None:
+    """What is painted in any of the masks (N, h, w), at least by half: (h, w) bool; None where nothing is."""
+    if mask is None:
+        return None
+    if mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
+        shape = "x".join(map(str, mask.shape))
+        raise KleinError(f"The mask is a tensor of {shape} or holds NaN, expected masks x height x width: connect a MASK.")
+    painted = (mask.reshape(-1, *mask.shape[-2:]) >= 0.5).any(dim=0).cpu()
+    if not painted.any():  # Load Image gives one of 64x64 for a picture without alpha
+        return None
+    if painted.shape != (picture[1], picture[0]):
+        raise KleinError(
+            f"The mask is {painted.shape[1]}x{painted.shape[0]} and the picture {picture[0]}x{picture[1]}, expected the same "
+            f"size: paint the mask on this picture, or scale it."
+        )
+    return painted
+
+
+def extended(image: Tensor, mask: Tensor | None, margins: tuple[int, int, int, int]) -> tuple[Tensor, Tensor | None]:
+    """A picture (1, h, w, C) with margins of its nearest pixels, and the mask, which then covers them too."""
+    if not any(margins):
+        return image, mask
+    left, top, right, bottom = margins
+    sides = (left, right, top, bottom)
+    planes = F.pad(rearrange(image, "b h w c -> b c h w"), sides, mode="replicate")
+    mask = torch.zeros(image.shape[1:3], dtype=torch.bool) if mask is None else mask
+    return rearrange(planes, "b c h w -> b h w c"), F.pad(mask, sides, value=True)
+
+
+def layout(inner: Box, picture: Size, context: float, max_megapixels: float) -> tuple[Box, Size]:
+    """The box around another with `context` times its longer side about it, inside the picture, and the size on the grid
+    that it is scaled to: one factor for both sides, above 1 (at most MOST) for a box of less than ENOUGH megapixels.
+
+    The box is made larger until it is the canvas scaled back, to the nearest pixel; only where the picture ends before
+    that, the two factors differ, by half a grid step at most.
+    """
+    limit = max_megapixels * MEGAPIXEL
+    enough = min(ENOUGH * MEGAPIXEL, limit)
+    longest = max(inner[2] - inner[0], inner[3] - inner[1])
+    sides = []
+    for axis, whole in enumerate(picture):
+        first, last = inner[axis] - context * longest, inner[axis + 2] + context * longest
+        side = min(last, whole) - max(first, 0)
+        sides.append(min(max(side, math.sqrt(enough) / MOST), whole))
+    area = sides[0] * sides[1]
+    factor = min(math.sqrt(limit / area), 1.0) if area >= enough else min(math.sqrt(enough / area), MOST)
+    while True:
+        laid = [span(side, whole, factor) for side, whole in zip(sides, picture)]
+        size = laid[0][1], laid[1][1]
+        if size[0] * size[1] <= limit or max(size) == GRID:
+            break
+        factor *= 0.99
+    first, last = [], []
+    for axis, whole in enumerate(picture):
+        middle = (max(inner[axis] - context * longest, 0) + min(inner[axis + 2] + context * longest, whole)) / 2
+        first.append(min(max(round(middle - laid[axis][0] / 2), 0), whole - laid[axis][0]))
+        last.append(first[axis] + laid[axis][0])
+    return (first[0], first[1], last[0], last[1]), size
+
+
+def span(side: float, whole: int, factor: float) -> tuple[int, int]:
+    """(pixels of the picture, at least `side`; pixels of the canvas, on the grid) along one axis of a picture that is
+    `whole` pixels long."""
+    made = math.ceil(side * factor / GRID) * GRID
+    return (round(made / factor), made) if made / factor <= whole else (whole, on_grid(whole * factor))

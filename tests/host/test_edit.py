@@ -1,0 +1,168 @@
+"""Klein Edit and the masked step in the real host, against diffusers' Flux2KleinInpaintPipeline on the same weights, float32.
+
+Tolerance 1e-4: four steps of 1e-5 each. What must change nothing is compared bit for bit.
+"""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fixtures.graph import picture
+from tools import small
+from tools.server import PromptError
+from tools.small import relative
+
+TOLERANCE = 1e-4
+WIDTH, HEIGHT = 256, 192
+
+
+@pytest.fixture
+def edit(graph, comfy):
+    """edit(mask array (h, w) of 0 and 1, ...) puts a Klein Edit before the sampler, on a random picture of 256x192."""
+
+    def edit(mask=None, size=(WIDTH, HEIGHT), **settings):
+        graph.without_image().prompt["text"] = "A red fox asleep on a mossy stone"
+        source = graph.new("LoadImage", image=picture(comfy, f"source{size[0]}x{size[1]}.png", *size, 8))
+        if mask is not None:
+            Image.fromarray((255 * mask).astype(np.uint8)).save(comfy.base / "input" / "edit_mask.png")
+            settings["mask"] = graph.new("LoadImageMask", image="edit_mask.png", channel="red")
+        vae = graph.new("KleinVAELoader", **graph.vae)
+        values = {"mode": "repaint", "context": -1.0, "grow": 0, "feather": 0, **settings}
+        number = graph.new("KleinEdit", positive=graph.positive, vae=vae, image=source, **values)[0]
+        edit.vae, edit.source, edit.mask = vae, source, settings.get("mask")
+        graph.sampler.update(positive=[number, 0], latent_image=[number, 2])
+        return number
+
+    return edit
+
+
+def box(left, top, right, bottom, size=(WIDTH, HEIGHT)):
+    mask = np.zeros((size[1], size[0]), dtype=np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+@torch.no_grad()
+def inpainted(oracle, comfy, graph, mask, strength=1.0, reference=None, batch=1):
+    """The normalised latents of the pipeline, and those of its source."""
+    pipe = small.pipeline(oracle.transformer, oracle.text_encoder, oracle.tokenizer, oracle.vae, "Flux2KleinInpaintPipeline")
+    pipe.register_to_config(is_distilled=True)
+    seen = {}
+
+    def keep(pipe, step, t, tensors):
+        seen["latents"] = tensors["latents"]
+        return tensors
+
+    pipe(
+        prompt=[graph.prompt["text"]] * batch, image=Image.open(comfy.base / "input" / f"source{WIDTH}x{HEIGHT}.png"),
+        image_reference=reference, mask_image=Image.fromarray(255 * mask), strength=strength, num_inference_steps=4,
+        guidance_scale=1.0, generator=torch.Generator().manual_seed(7), output_type="latent", callback_on_step_end=keep,
+    )  # fmt: skip
+    return seen["latents"].transpose(1, 2).reshape(batch, 128, HEIGHT // 16, WIDTH // 16)
+
+
+MASKS = {"hard": box(64, 48, 160, 144), "soft": box(61, 43, 171, 150)}  # on token edges, and off them: fractions at the border
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize(
+    ("strength", "reference", "batch"),
+    [(1.0, False, 1), (0.75, True, 1), (0.6, False, 2), (0.5, True, 2), (1.0, True, 1)],
+)
+def test_a_masked_edit_is_that_of_the_inpainting_pipeline(graph, comfy, edit, oracle, kind, strength, reference, batch):
+    others, name = {}, None
+    if reference:
+        name = picture(comfy, "edit_reference.png", 96, 64, 9)
+        others["image_2"] = graph.new("LoadImage", image=name)
+    number = edit(MASKS[kind], batch_size=batch, **others)
+    # the pipeline's own reduction of the mask is bilinear: the host's, of a mask in pixels
+    graph.sampler["latent_image"] = graph.new("SetLatentNoiseMask", samples=[number, 2], mask=edit.mask)
+    graph.sampler["denoise"] = strength
+    got = graph.latents()
+    image = Image.open(comfy.base / "input" / name) if name else None
+    assert relative(got, inpainted(oracle, comfy, graph, MASKS[kind], strength, image, batch)) < TOLERANCE
+
+
+def test_a_mask_on_token_edges_needs_no_other_reduction(graph, comfy, edit, oracle):
+    edit(MASKS["hard"])
+    got = graph.latents()
+    assert relative(got, inpainted(oracle, comfy, graph, MASKS["hard"])) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["repaint", "replace"])
+@pytest.mark.parametrize("cache", ["off", "within_run", "across_runs"])
+def test_what_is_not_painted_stays_beside_kept_keys_strengths_windows_and_batches(graph, edit, pictures, mode, cache):
+    """In latent space: bit for bit the encoded source."""
+    chain = graph.reference(pictures[0], strength=0.5, end_percent=0.5)
+    number = edit(MASKS["hard"], mode=mode, batch_size=2, image_2=pictures[1], references=chain)
+    graph.sampler["model"] = graph.new("KleinReferenceCache", model=graph.model, mode=cache, device="cpu", dtype="model")
+    source, got = graph.latents([number, 2], graph.sampled)
+    outside = ~torch.from_numpy(MASKS["hard"][8::16, 8::16].astype(bool))
+    assert got.shape[0] == 2 and torch.equal(got[..., outside], source[..., outside])
+    assert all(relative(each[..., ~outside], source[0][..., ~outside]) > 0.1 for each in got)
+
+
+def test_a_mask_of_everything_is_no_mask_bit_for_bit(graph, edit):
+    edit(np.ones((HEIGHT, WIDTH)))
+    everything = graph.latents()
+    edit(mode="edit")
+    assert torch.equal(everything, graph.latents())
+
+
+def test_edit_is_multi_reference_with_the_picture_as_image_1_bit_for_bit(graph, edit, combined, pictures):
+    edit(mode="edit", image_2=pictures[0])
+    got = graph.latents()
+    combined(image_1=edit.source, image_2=pictures[0])
+    assert torch.equal(got, graph.latents())
+
+
+def test_differential_diffusion_keeps_the_hosts_own_path(graph, edit):
+    """With the same mask given to the host's own sampler."""
+    mask = np.tile(np.linspace(0, 1, WIDTH), (HEIGHT, 1))
+    number = edit(np.ones((HEIGHT, WIDTH)))
+    Image.fromarray((255 * mask).astype(np.uint8)).save(graph.comfy.base / "input" / "slope.png")
+    slope = graph.new("LoadImageMask", image="slope.png", channel="red")
+    latent = graph.new("SetLatentNoiseMask", samples=[number, 2], mask=slope)
+    model = graph.new("DifferentialDiffusion", model=graph.model)
+    graph.sampler.update(model=model, latent_image=latent)
+    sigmas = graph.new("KleinSchedule", steps=4, schedule="official", denoise=1.0, latent=[number, 2])
+    core = graph.new(
+        "SamplerCustom", model=model, add_noise=True, noise_seed=7, cfg=1.0, positive=[number, 0], negative=[number, 0],
+        sampler=graph.new("KSamplerSelect", sampler_name="euler"), sigmas=sigmas, latent_image=latent,
+    )  # fmt: skip
+    ours, theirs = graph.latents(graph.sampled, core)
+    assert relative(ours, theirs) < 1e-6
+
+
+def lines(graph, comfy, number, output=4) -> list[str]:
+    show = graph.new("PreviewAny", source=[number, output])[0]
+    return comfy.run(graph)[show]["text"][0].split("\n")
+
+
+def test_the_report_says_what_is_painted_and_which_picture_has_which_number(graph, comfy, edit, pictures):
+    number = edit(box(100, 80, 120, 100), mode="replace", context=0.5, image_3=pictures[0], references=graph.reference(pictures[1]))
+    text = lines(graph, comfy, number)
+    assert text[0].startswith("replace: region ") and text[0].endswith("times larger")
+    assert text[1] == "the picture is no reference, so that what was there does not come back"
+    assert text[2] == "image_3 is image 1"
+    assert text[3].startswith("image 1: 96x64") and text[4].startswith("image 2: 64x160")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(), "repaint needs a mask of what to paint, and none is painted: paint one, or use mode edit."),
+        (dict(mask=box(0, 0, 9, 9, (64, 64))), "The mask is 64x64 and the picture 256x192, expected the same size"),
+        (dict(mode="outpaint"), "outpaint has 0 pixels at all four sides"),
+        (dict(mode="outpaint", left=8192, right=8192), "The picture would be larger than 16384 pixels a side"),
+        (dict(mode="edit", context=-0.5), "context is -0.5, expected 0 or more, or -1 for the whole picture"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_in_one_sentence_and_the_queue_goes_on(graph, comfy, edit, settings, sentence):
+    edit(**settings)
+    with pytest.raises(PromptError) as error:
+        graph.latents()
+    assert sentence in error.value.text and "\n" not in error.value.text
+    edit(MASKS["hard"])
+    assert graph.latents().isfinite().all()

@@ -1,0 +1,166 @@
+"""The way back: what lies outside the mask is the source's own pixels, whatever came from the model."""
+
+import random
+
+import pytest
+import torch
+
+from klein.pictures.paste import BLENDS, bring_back, differences, paste, percent, seam
+from klein.pictures.region import WHOLE, region
+from klein.pictures.sizing import Canvas, fit, keeps_aspect, restore
+
+NONE = (0, 0, 0, 0)
+
+
+def pictures(count: int, largest: int):
+    """Pictures and masks of every awkward kind: odd sizes, 1 pixel, at the border, full, thin, 8 to 1, grey, alpha."""
+    rng, generator = random.Random(11), torch.Generator().manual_seed(11)
+    for number in range(count):
+        width, height = rng.randint(1, largest), rng.randint(1, largest)
+        if number % 10 == 3:
+            width, height = 8 * max(largest // 9, 1), max(largest // 9, 1)
+        image = torch.randint(0, 256, (1, height, width, rng.choice([1, 3, 3, 4])), generator=generator) / 255
+        mask = torch.zeros(1, height, width)
+        left, top = rng.randrange(width), rng.randrange(height)
+        right, bottom = rng.randint(left + 1, width), rng.randint(top + 1, height)
+        kind = number % 5
+        if kind == 0:
+            mask[0, top, left] = 1
+        elif kind == 1:
+            mask[0, top:bottom, left:right] = 1
+        elif kind == 2:
+            mask[0, : bottom, : right] = 1
+        elif kind == 3:
+            mask[0, top, :] = 1
+        else:
+            mask[:] = 1 if number % 10 == 4 else torch.rand(mask.shape, generator=generator).gt(0.99).float()
+            mask[0, top, left] = 1
+        yield image, mask, rng
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("colour", ["off", "match"])
+def test_outside_the_grown_mask_every_pixel_is_the_sources_own(blend, colour):
+    """60 pictures; the 100 of every size over HTTP, as saved: tests/host/test_paste.py."""
+    changed = 0
+    for image, mask, rng in pictures(60, 90):
+        area = region(image, mask, "repaint", rng.choice([0.0, 0.5, WHOLE]), rng.choice([0, 3]), rng.choice([0, 4]), 0.01, NONE)
+        made = torch.rand(1, area.size[1], area.size[0], 3)
+        out, found, text = bring_back(made, area, blend, colour, "off")
+        assert out.shape == area.picture.shape and torch.equal(out[0][~area.mask], area.picture[0][~area.mask])
+        assert torch.equal(found[0] > 0, area.mask) and text
+        changed += not torch.equal(out, area.picture)
+    assert changed > 50
+
+
+def flat(height=64, width=64, colour=(0.2, 0.4, 0.6)):
+    return torch.tensor(colour).expand(1, height, width, 3).clone()
+
+
+def hole(height=64, width=64, box=(20, 16, 44, 40)):
+    mask = torch.zeros(1, height, width)
+    mask[:, box[1] : box[3], box[0] : box[2]] = 1
+    return mask
+
+
+def test_a_hard_edge_a_feather_and_a_seamless_one():
+    source, made = flat(), flat(colour=(0.3, 0.5, 0.7))
+    area = region(source, hole(), "repaint", WHOLE, 0, 3, 1.0, NONE)
+    inside = area.mask
+    hard, _, figures = paste(made, area, "none", "off", "off")
+    assert torch.equal(hard[0][inside], made[0][inside])
+    assert figures.seam == pytest.approx((25.5, 0.0), abs=1e-3) and figures.identical == 1 - 24 * 24 / 4096
+    soft, _, figures = paste(made, area, "feather", "off", "off")
+    assert torch.allclose(soft[0, 30, 20:25, 0], 0.2 + 0.1 * torch.tensor([0.25, 0.5, 0.75, 1.0, 1.0]))
+    assert figures.seam[0] == pytest.approx(25.5 / 4, abs=1e-3)
+    seamless, _, figures = paste(made, area, "seamless", "off", "off")
+    assert torch.allclose(seamless, source, atol=2e-3) and figures.seam[0] < 0.5
+
+
+def test_drift_is_measured_outside_the_mask_before_the_way_back_and_after_the_colours_are_matched():
+    generator = torch.Generator().manual_seed(1)
+    source = torch.rand(1, 8, 8, 3, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2) * 0.8 + 0.1
+    made = source**1.15 * 0.95 + 0.02
+    area = region(source, hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    _, _, figures = paste(made, area, "none", "match", "off")
+    assert figures.drift[0] > 2 and figures.matched[0] < 1
+    assert paste(source, area, "none", "off", "off")[2].drift == (0, 0)
+
+
+def test_unchanged_is_kept_with_and_without_a_mask():
+    source = flat(96, 96)
+    made = source.clone()
+    made[:, 20:40, 20:40] = torch.tensor([0.9, 0.1, 0.1])
+    made = made * 0.97 + 0.01
+    area = region(source, None, "edit", WHOLE, 0, 0, 1.0, NONE)
+    out, found, text = bring_back(made, area, "none", "match", "unchanged")
+    wanted = torch.zeros(96, 96, dtype=torch.bool)
+    wanted[20:40, 20:40] = True
+    found = found[0] > 0
+    assert (found & wanted).sum() / (found | wanted).sum() > 0.8
+    assert torch.equal(out[0][~found], source[0][~found]) and "delta E" in text
+    limited = region(source, hole(96, 96, (0, 0, 30, 96)), "edit", WHOLE, 0, 0, 1.0, NONE)
+    _, found, _ = bring_back(made, limited, "none", "off", "unchanged")
+    assert not found[0, :, 30:].any() and found[0, 20:40, 20:30].all()
+
+
+def test_without_a_mask_the_picture_comes_back_as_from_a_plain_canvas_bit_for_bit():
+    image, made = torch.rand(1, 70, 90, 3), torch.rand(2, 64, 96, 3)
+    area = region(image, None, "edit", 0.5, 16, 16, 1.0, NONE)
+    assert torch.equal(bring_back(made, area, "feather", "off", "off")[0], restore(made, fit((90, 70))))
+
+
+def test_each_picture_of_a_batch_has_its_own_figures():
+    area = region(flat(), hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    out, found, text = bring_back(torch.cat([flat(), flat(colour=(0.9, 0.1, 0.1))]), area, "none", "off", "off")
+    assert out.shape == (2, 64, 64, 3) and found.shape == (2, 64, 64)
+    assert "image 1: outside the mask the model itself drifted by delta E 0.00" in text and "image 2: " in text
+
+
+def test_an_enlarged_result_is_brought_back_and_one_of_another_shape_refused():
+    area = region(flat(), hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    assert bring_back(flat(128, 128), area, "none", "off", "off")[0].shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="^The image is 128x64, but the canvas 64x64: connect what was made on this canvas, whole.$"):
+        bring_back(flat(64, 128), area, "none", "off", "off")
+    with pytest.raises(ValueError, match="^The image holds NaN or infinity, expected colours: change the node that made it.$"):
+        bring_back(flat() * float("nan"), area, "none", "off", "off")
+
+
+def test_a_canvas_of_another_aspect_is_returned_as_it_is_with_a_line():
+    canvas = Canvas((1920, 1080), (1024, 1024), (0, 0), (1024, 1024))
+    made = torch.rand(1, 64, 64, 3)
+    out, found, text = bring_back(made, canvas, "feather", "off", "off")
+    assert out is made and found.shape == (1, 64, 64) and "another aspect" in text
+    rng = random.Random(2)
+    for _ in range(300):
+        size = rng.randint(1, 5000), rng.randint(1, 5000)
+        for sizing in ("exact", "bfl", "one_megapixel", "keep"):
+            assert keeps_aspect(fit(size, sizing, 0.25))
+
+
+def test_a_canvas_without_its_picture_cannot_match_colours():
+    with pytest.raises(ValueError, match="^colour and keep need the picture that was edited, which only Klein Edit's canvas has"):
+        bring_back(torch.rand(1, 64, 64, 3), fit((64, 64)), "feather", "match", "off")
+
+
+def test_large_pictures_are_measured_at_a_part_of_their_pixels():
+    source = torch.zeros(1, 1500, 1500, 3)
+    where = torch.ones(1500, 1500, dtype=torch.bool)
+    mean, most = differences(source, source + 0.1, where)
+    small = differences(source[:, :10, :10], source[:, :10, :10] + 0.1, where[:10, :10])
+    assert (mean, most) == pytest.approx(small, rel=1e-4)
+    assert differences(source, source, ~where) is None
+
+
+def test_a_seam_is_measured_on_the_lines_that_cross_it():
+    """Steps of 2 levels everywhere, and 10 across the border."""
+    x = torch.arange(40.0)
+    row = (2 * x + 8 * (x >= 20)) / 255
+    picture = row[None, :, None].expand(30, 40, 3)
+    mask = (x >= 20).expand(30, 40)
+    assert seam(picture, mask) == pytest.approx((10, 2), abs=1e-3)
+    assert seam(picture, torch.ones(30, 40, dtype=torch.bool)) is None
+
+
+def test_only_all_is_100_percent():
+    assert [percent(share) for share in (0, 1e-9, 0.5, 1 - 1e-9, 1)] == ["0 %", "0.01 %", "50.00 %", "99.99 %", "100 %"]
