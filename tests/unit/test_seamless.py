@@ -169,7 +169,7 @@ def test_values_that_are_no_numbers_are_refused_where_they_count(value, where):
         mask[:] = True
     spoilt = source if where.startswith("source") else made
     spoilt[0, 10, 4 if "border" in where else 10, 0] = value
-    with pytest.raises(KleinError, match="no finite numbers.* expected: look for"):
+    with pytest.raises(KleinError, match="no finite numbers.* expected colours from 0 to 1: look for"):
         seamless(made, source, mask)
 
 
