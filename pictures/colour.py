@@ -26,7 +26,7 @@ FEWEST = 16  # pixels that a fit needs
 KNOTS = 17  # of a channel's curve: a step of 1/16 holds a gamma of 1.25 within 0.007 at the dark end, less elsewhere
 # Tukey's biweight: pixels further off than its width, as a distance in RGB, count nothing. It shrinks from what no drift
 # exceeds to three times the median distance of those within: for normal noise that is his 4.685 standard deviations.
-WIDEST, NARROWEST, SHRINK, ROUNDS = 0.5, 0.02, 0.7, 12
+WIDEST, NARROWEST, SHRINK, ROUNDS = 0.5, 0.02, 0.7, 18
 # What holds the map to the identity, in shares of the width squared (less as the pixels prove each other right); mixing of
 # channels is held more, so that a grey picture with more contrast teaches contrast and not saturation.
 HELD, HELD_MIXING = 0.3, 3.0
@@ -163,12 +163,12 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
     share = torch.ones_like(x[:, 0]) if weight is None else weight.flatten()[at].double()
 
     found, width = identity(), WIDEST
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
         off = (y - found.moved(x)).norm(dim=1)
         counted = share * (1 - (off / width) ** 2).clamp(min=0) ** 2
         if int((counted > 0).sum()) < FEWEST:
             return identity()
-        found = solve(x, y, counted / share.sum(), width**2)
+        found = solve(x, y, counted / share.sum(), (WIDEST * SHRINK**turn) ** 2)
         off = off[counted > 0].median()
         width = max(width * SHRINK, min(3 * float(off), width), NARROWEST)
     return found
