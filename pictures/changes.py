@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch.nn import functional as F
 from .colour import ColourMap, delta_e, fit_colours, pair
 from .sizing import MEGAPIXEL
 
-SHARPEST = 0.7  # pixels: the least blur, which takes most of a pixel's noise
+SHARPEST = 1.0  # pixels: the least blur, which takes most of a pixel's noise
 BLUR = 1 / 600  # of the shorter side: texture finer than this is the VAE's to choose
 # In delta E: below the floor a change is not worth a mask; above the cap what is measured is no noise, but an edit of more
 # than half of the picture. 6 standard deviations (1.4826 MAD each, for normal noise) leave a megapixel of noise empty.
 FLOOR, CAP, DEVIATIONS = 4.0, 10.0, 6.0
+EDGE = 0.4  # of the largest difference around: blur spreads a change past its edge, where half of it is left
 SPECK, HOLE = 0.0005, 0.005  # of the picture: a smaller patch is dropped, a smaller hole is filled
 
 
@@ -41,13 +43,15 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
     made, source = pair(made, source)
     full = made.shape[:2]
     made, source = reduced(made.clamp(0, 1)), reduced(source.clamp(0, 1))
-    colours = fit_colours(made, source, torch.ones(made.shape[:2], dtype=torch.bool))
-    apart = delta_e(colours(made), source)
+    # Source to made: where the drift cut colours off at 0 or 1, the way back does not know them.
+    everywhere = torch.ones(made.shape[:2], dtype=torch.bool)
+    apart = delta_e(fit_colours(source, made, everywhere)(source), made)
     if threshold is None:
         middle = apart.median()
         deviation = 1.4826 * (apart - middle).abs().median()
         threshold = min(max(float(middle + DEVIATIONS * deviation), FLOOR), CAP)
     mask = torch.from_numpy(patches(apart.numpy(), threshold))
+    colours = fit_colours(made, source, ~mask)
     if mask.shape != full:
         mask = F.interpolate(mask[None, None].float(), full, mode="bilinear", align_corners=False)[0, 0] > 0.5
     return Changes(mask, threshold, colours)
@@ -61,19 +65,25 @@ def reduced(picture: Tensor) -> Tensor:
         size = max(round(height * scale), 1), max(round(width * scale), 1)
         planes = rearrange(picture, "h w c -> 1 c h w")
         picture = rearrange(F.interpolate(planes, size, mode="area"), "1 c h w -> h w c")
-    blur = max(SHARPEST, BLUR * min(picture.shape[:2]))
+    blur = blur_of(picture)
     return torch.from_numpy(ndimage.gaussian_filter(picture.cpu().numpy(), (blur, blur, 0), mode="nearest"))
 
 
+def blur_of(picture: Tensor | np.ndarray) -> float:
+    """The standard deviation in pixels."""
+    return max(SHARPEST, BLUR * min(picture.shape[:2]))
+
+
 def patches(apart: np.ndarray, threshold: float) -> np.ndarray:
-    """Differences (h, w) -> (h, w) bool: patches that exceed the threshold somewhere and half of it all over, without
-    specks and small holes."""
-    labels, count = ndimage.label(apart > threshold / 2)
-    strong = np.zeros(count + 1, dtype=bool)
-    strong[np.unique(labels[apart > threshold])] = True
-    strong[0] = False
-    mask = without_small(strong[labels], SPECK * apart.size)
-    return ~without_small(~mask, HOLE * apart.size)
+    """Differences (h, w) -> (h, w) bool: patches that exceed the threshold in more than a speck and half of it all over,
+    without small holes."""
+    blur = blur_of(apart)
+    around = ndimage.maximum_filter(apart, 2 * math.ceil(2 * blur) + 1, mode="nearest")
+    labels, count = ndimage.label((apart > threshold / 2) & (apart > EDGE * around))
+    strong = np.bincount(labels[apart > threshold], minlength=count + 1)
+    large = strong >= max(SPECK * apart.size, 4 * math.pi * blur**2)
+    large[0] = False
+    return ~without_small(~large[labels], HOLE * apart.size)
 
 
 def without_small(mask: np.ndarray, area: float) -> np.ndarray:
