@@ -20,7 +20,7 @@ BLUR = 1 / 600  # of the shorter side: texture finer than this is the VAE's to c
 # In delta E: below the floor a change is not worth a mask; above the cap what is measured is no noise, but an edit of more
 # than half of the picture. 6 standard deviations (1.4826 MAD each, for normal noise) leave a megapixel of noise empty.
 FLOOR, CAP, DEVIATIONS = 4.0, 10.0, 6.0
-EDGE = 0.4  # of the largest difference around: blur spreads a change past its edge, where half of it is left
+EDGE = 0.5  # of the largest difference around: blur spreads a change past its edge, where half of it is left
 SPECK, HOLE = 0.0005, 0.005  # of the picture: a smaller patch is dropped, a smaller hole is filled
 
 
@@ -81,7 +81,7 @@ def patches(apart: np.ndarray, threshold: float) -> np.ndarray:
     around = ndimage.maximum_filter(apart, 2 * math.ceil(2 * blur) + 1, mode="nearest")
     labels, count = ndimage.label((apart > threshold / 2) & (apart > EDGE * around))
     strong = np.bincount(labels[apart > threshold], minlength=count + 1)
-    large = strong >= max(SPECK * apart.size, 4 * math.pi * blur**2)
+    large = strong >= max(SPECK * apart.size, min(4 * math.pi * blur**2, apart.size / 4))  # no less than one blurred pixel
     large[0] = False
     return ~without_small(~large[labels], HOLE * apart.size)
 
