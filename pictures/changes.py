@@ -42,7 +42,7 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
     """
     made, source = pair(made, source)
     full = made.shape[:2]
-    made, source = reduced(made.clamp(0, 1)), reduced(source.clamp(0, 1))
+    made, source = reduced(made), reduced(source)
     # Source to made: where the drift cut colours off at 0 or 1, the way back does not know them.
     everywhere = torch.ones(made.shape[:2], dtype=torch.bool)
     apart = delta_e(fit_colours(source, made, everywhere)(source), made)
@@ -58,7 +58,8 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
 
 
 def reduced(picture: Tensor) -> Tensor:
-    """(h, w, 3) -> a blurred copy of a megapixel at most, on the CPU."""
+    """(h, w, 3), clamped to [0, 1] -> a blurred copy of a megapixel at most, on the CPU."""
+    picture = picture.clamp(0, 1)
     height, width = picture.shape[:2]
     scale = min(1.0, (MEGAPIXEL / (height * width)) ** 0.5)
     if scale < 1:
