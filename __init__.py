@@ -3,9 +3,10 @@
 from comfy_api.latest import ComfyExtension
 
 from .nodes.cache import KleinReferenceCache
+from .nodes.editing import KleinCanvasRestore, KleinEdit
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
 from .nodes.prompt import KleinPrompt
-from .nodes.references import KleinCanvasRestore, KleinMultiReference, KleinReference
+from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
 
 WEB_DIRECTORY = "./web"
@@ -20,6 +21,7 @@ class KleinExtension(ComfyExtension):
             KleinPrompt,
             KleinReference,
             KleinMultiReference,
+            KleinEdit,
             KleinCanvasRestore,
             KleinReferenceCache,
             KleinDistilledSampler,

@@ -1,9 +1,9 @@
-"""Several reference images in one conditioning, each with its own strength, mask and window, and the way back."""
+"""Several reference images in one conditioning, each with its own strength, mask and window."""
 
 from comfy_api.latest import io
 
 from ..pictures.references import SOCKETS, chain
-from ..pictures.sizing import SIZINGS, restore
+from ..pictures.sizing import SIZINGS
 from .checks import check
 from .host.combine import combine
 from .host.reports import with_report
@@ -129,21 +129,3 @@ class KleinMultiReference(io.ComfyNode):
         return with_report(
             cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
         )
-
-
-class KleinCanvasRestore(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="KleinCanvasRestore",
-            display_name="Klein Canvas Restore",
-            category=CATEGORY,
-            description="Brings an image made on a canvas back to the size and place of the source, without shift or zoom.",
-            inputs=[io.Image.Input("image"), CanvasType.Input("canvas", tooltip="From Klein Multi Reference.")],
-            outputs=[io.Image.Output()],
-        )
-
-    @classmethod
-    def execute(cls, image, canvas) -> io.NodeOutput:
-        check(cls, image=image, canvas=canvas)
-        return io.NodeOutput(restore(image, canvas))

@@ -14,7 +14,12 @@ CONTRACT = {
         "positive vae sizing max_megapixels width height batch_size negative image_1 image_2 image_3 image_4 references",
         "CONDITIONING CONDITIONING LATENT KLEIN_CANVAS STRING",
     ),
-    "KleinCanvasRestore": ("image canvas", "IMAGE"),
+    "KleinEdit": (
+        "positive vae image mode context grow feather max_megapixels left top right bottom batch_size mask negative image_2 "
+        "image_3 image_4 references",
+        "CONDITIONING CONDITIONING LATENT KLEIN_CANVAS STRING",
+    ),
+    "KleinCanvasRestore": ("image canvas blend colour keep", "IMAGE MASK STRING"),
     "KleinReferenceCache": ("model mode device dtype", "MODEL STRING"),
     "KleinDistilledSampler": (
         "model positive latent_image seed steps cfg denoise schedule negative sigmas",
