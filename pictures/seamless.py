@@ -79,27 +79,33 @@ def harmonic(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
     Not all pixels are inside, so that each of them is tied, over its neighbours, to one that is not.
     """
-    one, other = links(inside)
-    number = np.cumsum(inside, dtype=np.int32) - 1  # of the unknowns; without meaning outside
-    unknown = inside.ravel()[other]
-    rows, columns = number[one[unknown]], number[other[unknown]]
-    tied, to = number[one[~unknown]], other[~unknown]
-    degree = np.bincount(number[one])
-    every = np.arange(len(degree), dtype=np.int32)
-    entries = np.concatenate([np.full(len(rows), -1.0), degree])
-    matrix = csr_array(
-        (entries, (np.concatenate([rows, every]), np.concatenate([columns, every]))), shape=(len(degree), len(degree))
-    )
+    matrix, tied, to = equations(inside)
     levels = hierarchy(matrix, *inside.nonzero())
     filled = values.copy()
 
     def fill(plane: np.ndarray) -> None:
-        ties = np.bincount(tied, weights=plane.ravel()[to], minlength=len(degree))
-        plane[inside] = solved(levels, ties, sum(inside.shape))
+        right = np.bincount(tied, weights=plane.ravel()[to], minlength=matrix.shape[0])
+        plane[inside] = solved(matrix, levels, right, sum(inside.shape))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(fill, filled))
     return filled
+
+
+def equations(inside: np.ndarray) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    """The equations of the n unknowns inside (h, w), counted row by row: a matrix (n, n) of degrees and -1 for neighbours.
+
+    Then, for all ties to a known neighbour, the unknown and the place of the neighbour in the flat picture.
+    """
+    one, other = links(inside)
+    number = np.cumsum(inside, dtype=np.int32) - 1  # of the unknowns; without meaning outside
+    unknown = inside.ravel()[other]
+    degree = np.bincount(number[one])
+    every = np.arange(len(degree), dtype=np.int32)
+    rows, columns = np.concatenate([number[one[unknown]], every]), np.concatenate([number[other[unknown]], every])
+    entries = np.concatenate([np.full(len(rows) - len(every), -1.0), degree])
+    matrix = csr_array((entries, (rows, columns)), shape=(len(every), len(every)))
+    return matrix, number[one[~unknown]], other[~unknown]
 
 
 def links(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +118,11 @@ def links(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hierarchy(matrix: csr_array, y: np.ndarray, x: np.ndarray) -> list[Level]:
-    """The levels of multigrid for a matrix (n, n) whose unknowns lie at (y, x), from fine to coarse."""
+    """The levels of multigrid for a matrix (n, n) whose unknowns lie at (y, x), from fine to coarse.
+
+    In float32, which is half of the memory to read and enough for a step of correction; made in float64, as a mask that is
+    tied at a pixel or two is lost in the rounding of all others.
+    """
     levels = []
     while matrix.shape[0] > DIRECT:
         # No eigenvalue of the matrix over its diagonal exceeds `bound` (Gershgorin), so steps below 2 / bound converge. It is
@@ -125,10 +135,10 @@ def hierarchy(matrix: csr_array, y: np.ndarray, x: np.ndarray) -> list[Level]:
         gather = csr_array((np.ones(len(cell)), cell.astype(np.int32), np.arange(len(cell) + 1, dtype=np.int32)))
         up = csr_array(gather - diags_array(step) @ (matrix @ gather))
         down = csr_array(up.T)
-        levels.append(Level(matrix, step, up, down, None))
+        levels.append(Level(*(part.astype(np.float32) for part in (matrix, step, up, down)), None))
         matrix, (y, x) = csr_array(down @ matrix @ up), np.divmod(cells, width)
     inverse = np.linalg.inv(matrix.toarray())
-    return [*levels, Level(matrix, 1 / matrix.diagonal(), None, None, inverse)]
+    return [*levels, Level(matrix, matrix.diagonal(), None, None, inverse.astype(np.float32))]
 
 
 def cycle(levels: list[Level], residual: np.ndarray) -> np.ndarray:
@@ -142,7 +152,7 @@ def cycle(levels: list[Level], residual: np.ndarray) -> np.ndarray:
     return found
 
 
-def solved(levels: list[Level], right: np.ndarray, reach: int) -> np.ndarray:
+def solved(matrix: csr_array, levels: list[Level], right: np.ndarray, reach: int) -> np.ndarray:
     """The x (n,) of matrix x = right, by conjugate gradients, no pixel of it further than about ERROR from the true one.
 
     A small residual alone promises nothing: of an error that is smooth it sees little. Two facts do. The error's energy
@@ -150,18 +160,22 @@ def solved(levels: list[Level], right: np.ndarray, reach: int) -> np.ndarray:
     And along a path of `reach` pixels at most to one outside, where e is 0, e rises by sqrt(reach * e'Ae) at most
     (Cauchy-Schwarz).
     """
-    matrix = levels[0].matrix
     found, residual = np.zeros_like(right), right.copy()
-    direction = corrected = cycle(levels, residual)
-    energy = residual @ corrected
+    direction = corrected = cycle(levels, residual.astype(np.float32)).astype(np.float64)
+    energy = dot(residual, corrected)
     for _ in range(MOST_STEPS):
         if energy * reach <= ERROR**2:
             break
         ahead = matrix @ direction
-        length = energy / (direction @ ahead)
+        length = energy / dot(direction, ahead)
         found += length * direction
         residual -= length * ahead
-        corrected = cycle(levels, residual)
-        before, energy = energy, residual @ corrected
+        corrected = cycle(levels, residual.astype(np.float32))
+        before, energy = energy, dot(residual, corrected)
         direction = corrected + energy / before * direction
     return found
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> float:
+    """The inner product, without the threads that BLAS would start beside ours."""
+    return float(np.einsum("i,i", a, b))
