@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import KleinError
 
 CELL = 3  # pixels a side that become one on the next level; smoothed aggregation's own choice
-DIRECT = 500  # unknowns that are solved for by the inverse itself
+DIRECT = 96  # unknowns that are solved for by the inverse itself: few enough for BLAS to start no threads beside ours
 ERROR = 1e-4  # in colours of [0, 1], see `solved`; an 8-bit step is 4e-3
 AT_ONCE = 3  # planes, each in a thread of its own with about 60 bytes a pixel
 MOST_STEPS = 200  # conjugate gradients take about 10; rounding could keep numbers far beyond [0, 1] from ever meeting ERROR
@@ -30,16 +30,20 @@ MOST_STEPS = 200  # conjugate gradients take about 10; rounding could keep numbe
 
 @dataclass(frozen=True)
 class Level:
-    """One level of multigrid: the matrix (n, n), the step of its smoother (n,) and the way up from the next level (n, m).
-
-    The last level has `inverse` (n, n) instead of a way up.
-    """
+    """One level of multigrid: the matrix (n, n), its smoother's step (n,), the ways up from the next level (n, m) and down."""
 
     matrix: csr_array
     step: np.ndarray
-    up: csr_array | None
-    down: csr_array | None
-    inverse: np.ndarray | None
+    up: csr_array
+    down: csr_array
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Multigrid, from fine to coarse; on the coarsest level, the inverse (n, n) of the matrix instead."""
+
+    fine: list[Level]
+    inverse: np.ndarray
 
 
 def seamless(made: Tensor, source: Tensor, mask: Tensor) -> Tensor:
@@ -117,7 +121,7 @@ def links(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([one for one, _ in kept]), np.concatenate([other for _, other in kept])
 
 
-def hierarchy(matrix: csr_array, y: np.ndarray, x: np.ndarray) -> list[Level]:
+def hierarchy(matrix: csr_array, y: np.ndarray, x: np.ndarray) -> Levels:
     """The levels of multigrid for a matrix (n, n) whose unknowns lie at (y, x), from fine to coarse.
 
     In float32, which is half of the memory to read and enough for a step of correction; made in float64, as a mask that is
@@ -135,24 +139,23 @@ def hierarchy(matrix: csr_array, y: np.ndarray, x: np.ndarray) -> list[Level]:
         gather = csr_array((np.ones(len(cell)), cell.astype(np.int32), np.arange(len(cell) + 1, dtype=np.int32)))
         up = csr_array(gather - diags_array(step) @ (matrix @ gather))
         down = csr_array(up.T)
-        levels.append(Level(*(part.astype(np.float32) for part in (matrix, step, up, down)), None))
+        levels.append(Level(*(part.astype(np.float32) for part in (matrix, step, up, down))))
         matrix, (y, x) = csr_array(down @ matrix @ up), np.divmod(cells, width)
-    inverse = np.linalg.inv(matrix.toarray())
-    return [*levels, Level(matrix, matrix.diagonal(), None, None, inverse.astype(np.float32))]
+    return Levels(levels, np.linalg.inv(matrix.toarray()).astype(np.float32))
 
 
-def cycle(levels: list[Level], residual: np.ndarray) -> np.ndarray:
+def cycle(levels: Levels, residual: np.ndarray, depth: int = 0) -> np.ndarray:
     """About the matrix' inverse times a residual (n,): one V-cycle. Symmetric, as conjugate gradients need it."""
-    level = levels[0]
-    if level.inverse is not None:
-        return level.inverse @ residual
+    if depth == len(levels.fine):
+        return levels.inverse @ residual
+    level = levels.fine[depth]
     found = level.step * residual
-    found += level.up @ cycle(levels[1:], level.down @ (residual - level.matrix @ found))
+    found += level.up @ cycle(levels, level.down @ (residual - level.matrix @ found), depth + 1)
     found += level.step * (residual - level.matrix @ found)
     return found
 
 
-def solved(matrix: csr_array, levels: list[Level], right: np.ndarray, reach: int) -> np.ndarray:
+def solved(matrix: csr_array, levels: Levels, right: np.ndarray, reach: int) -> np.ndarray:
     """The x (n,) of matrix x = right, by conjugate gradients, no pixel of it further than about ERROR from the true one.
 
     A small residual alone promises nothing: of an error that is smooth it sees little. Two facts do. The error's energy
