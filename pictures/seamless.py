@@ -159,7 +159,7 @@ def solved(matrix: csr_array, levels: Levels, right: np.ndarray, reach: int) -> 
     """The x (n,) of matrix x = right, by conjugate gradients, no pixel of it further than about ERROR from the true one.
 
     A small residual alone promises nothing: of an error that is smooth it sees little. Two facts do. The error's energy
-    e'Ae = r'A^-1 r is r'Br, B the cycle, over the smallest eigenvalue of BA, which is at most 1 (0.25 and more measured).
+    e'Ae = r'A^-1 r is r'Br, B the cycle, over the smallest eigenvalue of BA, which lies between 0.17 (measured) and 1.
     And along a path of `reach` pixels at most to one outside, where e is 0, e rises by sqrt(reach * e'Ae) at most
     (Cauchy-Schwarz).
     """
