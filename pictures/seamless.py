@@ -50,7 +50,8 @@ def seamless(made: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """Pictures `made` (B, h, w, C) in the source (1 or B, h, w, C) where the mask (h, w) bool is true: (B, h, w, C).
 
     Outside the mask it is the source, bit for bit. Inside, what was made plus a correction that lets both meet at the
-    mask's border, cut to [0, 1]; a mask of the whole picture has no border, and needs no correction.
+    mask's border, cut to [0, 1]; a mask of the whole picture has no border, and needs no correction. A KleinError when
+    either holds NaN or infinity where it counts.
     """
     pasted = source.expand(made.shape).clone()
     if not mask.any():
