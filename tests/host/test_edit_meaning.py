@@ -96,25 +96,25 @@ def share(images: list[np.ndarray], wanted: list[world.Scene]) -> float:
 
 
 def one_of_two(rng: random.Random):
-    """A scene of two things, the half with one of them, and the scene with another thing there, a held-out one."""
+    """A scene of two things, the half with one of them, its new colour, and the scene with that, a held-out one."""
     while True:
         shown = world.scene(rng, 2)
         place = rng.choice(("left", "right") if shown.place in ("left of", "right of") else ("top", "bottom"))
         old = world.half(shown, place).things[0]
         colour = rng.choice([c for c in world.COLOURS if c not in (shown.ground, *(thing.colour for thing in shown.things))])
-        new = replace(old, colour=colour, shape=rng.choice([shape for shape in world.SHAPES if shape != old.shape]))
+        new = replace(old, colour=colour)
         if world.held_out(new.shape, new.colour, shown.ground):
-            return shown, place, replace(shown, things=tuple(new if thing is old else thing for thing in shown.things))
+            return shown, place, colour, replace(shown, things=tuple(new if thing is old else thing for thing in shown.things))
 
 
 def test_repaint_changes_the_thing_under_the_mask_and_no_pixel_of_the_other(comfy, count):
     rng = random.Random(41)
     cases = [one_of_two(rng) for _ in range(count)]
-    edits = [Edit(world.caption(new, rng), world.render(old), "repaint", half(place)) for old, place, new in cases]
+    edits = [Edit(f"image 1 but {colour}", world.render(old), "repaint", half(place)) for old, place, colour, _ in cases]
     found = run(comfy, edits)
-    assert share([image for image, _ in found], [new for _, _, new in cases]) >= 0.9
-    assert share([image for image, _ in found], [old for old, _, _ in cases]) == 0
-    for (image, changed), (old, place, _) in zip(found, cases):
+    assert share([image for image, _ in found], [new for *_, new in cases]) >= 0.9
+    assert share([image for image, _ in found], [old for old, *_ in cases]) == 0
+    for (image, changed), (old, place, *_) in zip(found, cases):
         outside = ~half(place)
         assert np.array_equal(bytes_of(image)[outside], bytes_of(world.render(old))[outside])
         assert np.array_equal(changed[..., 0] > 0, half(place))
