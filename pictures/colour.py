@@ -21,15 +21,16 @@ XYZ = torch.tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193,
 WHITE = XYZ.sum(dim=1)  # D65 as these primaries add up to it, so that greys have no chroma
 STRIP = 2**15  # pixels worked on at a time
 
-SAMPLES = 19_997  # pixels a fit looks at: a prime, so that steps through the picture do not fall in with its rows
+SAMPLES = 4_999  # pixels a fit looks at: a prime, so that steps through the picture do not fall in with its rows
 FEWEST = 16  # pixels that a fit needs
 KNOTS = 17  # of a channel's curve: a step of 1/16 holds a gamma of 1.25 within 0.007 at the dark end, less elsewhere
 # Tukey's biweight: pixels further off than its width, as a distance in RGB, count nothing. It shrinks from what no drift
 # exceeds to three times the median distance of those within: for normal noise that is his 4.685 standard deviations.
-WIDEST, NARROWEST, SHRINK, ROUNDS = 0.5, 0.02, 0.7, 18
+WIDEST, NARROWEST, SHRINK, ROUNDS = 0.5, 0.02, 0.6, 12
 # What holds the map to the identity, in shares of the width squared (less as the pixels prove each other right); mixing of
 # channels is held more, so that a grey picture with more contrast teaches contrast and not saturation.
 HELD, HELD_MIXING = 0.3, 3.0
+ALIKE = 0.05  # a spread of colours, in RGB, that noise alone may have
 
 
 def lab(rgb: Tensor) -> Tensor:
@@ -162,6 +163,8 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
         return identity()
     share = torch.ones_like(x[:, 0]) if weight is None else weight.flatten()[at].double()
 
+    tents = torch.arange(KNOTS).to(x)  # a curve is their weighted sum: each is 1 at its own knot and 0 from the next ones on
+    features = [torch.cat([x, (1 - (x[:, [c]] * (KNOTS - 1) - tents).abs()).clamp(min=0)], dim=1) for c in range(3)]
     found, width = identity(), WIDEST
     for turn in range(ROUNDS):
         off = (y - found.moved(x)).norm(dim=1)
@@ -169,28 +172,27 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
         if int((counted > 0).sum()) < FEWEST:
             return identity()
         typical = float(off[counted > 0].median())
-        found = solve(x, y, counted / share.sum(), max(WIDEST * SHRINK**turn, min(2 * typical, width)) ** 2)
+        found = solve(features, y - x, counted / share.sum(), max(WIDEST * SHRINK**turn, typical / 2))
         width = max(width * SHRINK, min(3 * typical, width), NARROWEST)
-    return found
+    before, after = (colours[counted > 0].std(dim=0).norm() + ALIKE for colours in (x, found.moved(x)))
+    return found if 0.5 < after / before < 2 else identity()
 
 
-def solve(x: Tensor, y: Tensor, weight: Tensor, noise: float) -> ColourMap:
-    """The map from x (n, 3) to y (n, 3) by weighted least squares, held to the identity by a share of the noise."""
-    inside = x[weight > 0]
-    low, high = inside.amin(0), inside.amax(0)
-    steps = torch.eye(KNOTS).to(x).diff(dim=0) * (KNOTS - 1) ** 0.5  # their squares add up to the integral of slope^2
+def solve(features: list[Tensor], moves: Tensor, weight: Tensor, noise: float) -> ColourMap:
+    """The map that makes the moves (n, 3) by weighted least squares, held to the identity by a share of the noise; features
+    of each channel: (n, 3 + knots)."""
+    inside = features[0][weight > 0, :3]
+    steps = torch.eye(KNOTS).to(moves).diff(dim=0) * (KNOTS - 1) ** 0.5  # their squares add up to the integral of slope^2
     solved = []
-    for channel in range(3):
-        tent = (1 - (x[:, channel, None] * (KNOTS - 1) - torch.arange(KNOTS).to(x)).abs()).clamp(min=0)
-        features = torch.cat([x, tent], dim=1)
-        mixing = torch.full_like(low, HELD_MIXING)
+    for channel, known in enumerate(features):
+        mixing = torch.full_like(moves[0], HELD_MIXING)
         mixing[channel] = HELD
-        held = torch.block_diag(mixing.diag(), HELD * steps.T @ steps) * noise
-        held += 1e-12 * torch.eye(len(held)).to(x)  # curves without any pixel have no level of their own
-        weighted = features * weight[:, None]
-        solved.append(torch.linalg.solve(weighted.T @ features + held, weighted.T @ (y - x)[:, channel]))
+        held = torch.block_diag(mixing.diag(), HELD * steps.T @ steps) * noise**2
+        held += 1e-12 * torch.eye(len(held)).to(moves)  # without it a curve that no pixel touches has no solution
+        weighted = (known * weight[:, None]).T
+        solved.append(torch.linalg.solve(weighted @ known + held, weighted @ moves[:, channel]))
     mix, curves = torch.stack(solved).split([3, KNOTS], dim=1)
-    return ColourMap(mix.T, curves, low, high)
+    return ColourMap(mix.T, curves, inside.amin(0), inside.amax(0))
 
 
 def pair(made: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
