@@ -30,7 +30,7 @@ WIDEST, NARROWEST, SHRINK, ROUNDS = 0.5, 0.02, 0.6, 12
 # What holds the map to the identity, in shares of the width squared (less as the pixels prove each other right); mixing of
 # channels is held more, so that a grey picture with more contrast teaches contrast and not saturation.
 HELD, HELD_MIXING = 0.3, 3.0
-ALIKE = 0.05  # a spread of colours, in RGB, that noise alone may have
+ALIKE = 0.05  # a spread of values that noise alone may have: too little to see a contrast by
 
 
 def lab(rgb: Tensor) -> Tensor:
@@ -140,7 +140,8 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
     Up to 30 % of them may have changed all the same, and pixels with a channel at 0 or 1 are left out, as what was cut off
     says nothing of the curve. Iteratively reweighted least squares with Tukey's biweight (Beaton, Tukey 1974), whose width
     shrinks as in graduated non-convexity (Blake, Zisserman 1987). With fewer than 16 usable pixels, or when all of those
-    looked at are bit-equal, it is the identity. KleinError where a tensor holds NaN or has another shape.
+    looked at are bit-equal, it is the identity; also when the best map would halve or double contrast: that is no drift but an
+    edit of everything. KleinError where a tensor holds NaN or has another shape.
     """
     made, source = pair(made, source)
     for name, plane in (("mask", where), ("weight", weight)):
@@ -174,8 +175,9 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
         typical = float(off[counted > 0].median())
         found = solve(features, y - x, counted / share.sum(), max(WIDEST * SHRINK**turn, typical / 2))
         width = max(width * SHRINK, min(3 * typical, width), NARROWEST)
-    before, after = (colours[counted > 0].std(dim=0).norm() + ALIKE for colours in (x, found.moved(x)))
-    return found if 0.5 < after / before < 2 else identity()
+    before, after = (colours - colours.mean(dim=0) for colours in (x[counted > 0], found.moved(x[counted > 0])))
+    slope = ((before * after).mean() + ALIKE**2) / ((before**2).mean() + ALIKE**2)
+    return found if 0.5 < slope < 2 else identity()
 
 
 def solve(features: list[Tensor], moves: Tensor, weight: Tensor, noise: float) -> ColourMap:

@@ -87,7 +87,9 @@ def known(made, source):
 
 def test_ciede2000_gives_sharmas_table_both_ways():
     """To his 4 digits."""
-    table = torch.tensor([[float(number) for number in line.split()] for line in SHARMA.strip().split("\n")], dtype=torch.float64)
+    table = torch.tensor(
+        [[float(number) for number in line.split()] for line in SHARMA.strip().split("\n")], dtype=torch.float64
+    )
     a, b, wanted = table.split([3, 3, 1], dim=1)
     assert len(table) == 34
     for found in (ciede2000(a, b), ciede2000(b, a)):
