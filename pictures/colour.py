@@ -22,7 +22,7 @@ WHITE = XYZ.sum(dim=1)  # D65 as these primaries add up to it, so that greys hav
 STRIP = 2**15  # pixels worked on at a time
 
 SAMPLES = 4_999  # pixels a fit looks at: a prime, so that steps through the picture do not fall in with its rows
-FEWEST = 16  # pixels that a fit needs
+FEWEST = 16  # pixels that a fit needs, all the way
 KNOTS = 17  # of a channel's curve: steps of 1/16 hold a power of 0.8 within 0.009 near black, 0.001 elsewhere
 # Tukey's biweight: pixels further off than its width, as a distance in RGB, count nothing. It shrinks from what no drift
 # exceeds to three times the median distance of those within: for normal noise that is his 4.685 standard deviations.
@@ -163,8 +163,6 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
     if len(at) > SAMPLES:
         at = at[torch.arange(SAMPLES, device=at.device) * len(at) // SAMPLES]
     x, y = (rearrange(picture, "h w c -> (h w) c")[at].double() for picture in (made, source))
-    if len(at) < FEWEST or torch.equal(x, y):
-        return identity()
     share = torch.ones_like(x[:, 0]) if weight is None else weight.flatten()[at].double()
 
     tents = torch.arange(KNOTS).to(x)  # a curve is their weighted sum: each is 1 at its own knot and 0 from the next ones on

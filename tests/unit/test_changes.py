@@ -80,6 +80,16 @@ def test_one_shape_recoloured_in_a_plain_scene_is_found(before, after, noise, dr
     assert overlap(changed(drifted(edited, drift, noise), source).mask, where) > 0.8
 
 
+@pytest.mark.parametrize("name", ["astronaut", "chelsea"])
+def test_a_faint_edit_is_found_through_noise_larger_than_itself(name):
+    """4 to 8 delta E; the noise of a pixel makes about as much, and its blur a quarter."""
+    source = photograph(name, 2) * 0.7 + 0.15
+    blob = disc(source)
+    edited = source + blob[..., None] * torch.tensor([0.03, -0.03, 0.0])
+    assert 4 < delta_e(edited, source)[blob].mean() < 8
+    assert overlap(changed(drifted(edited, "none"), source).mask, blob) > 0.6
+
+
 @every_drift
 def test_in_a_plain_scene_where_nothing_changed_the_mask_is_empty(drift):
     source = shapes(RED, BLUE, YELLOW)
@@ -150,6 +160,12 @@ def test_specks_go_and_small_holes_close_but_large_ones_stay():
     mask = patches(apart, 4.0)
     assert mask[62, 62] and mask[30, 30]
     assert not mask[120, 120] and not mask[6, 6] and not mask[190, 190]
+
+
+def test_a_change_that_fades_out_is_followed_to_half_of_the_threshold():
+    apart = np.tile(np.linspace(10, 0, 201, dtype=np.float32), (50, 1))
+    mask = patches(apart, 4.0)
+    assert mask[:, :159].all() and not mask[:, 162:].any()
 
 
 def test_nan_is_refused_in_a_sentence():
