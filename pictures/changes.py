@@ -43,9 +43,11 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
     made, source = pair(made, source)
     full = made.shape[:2]
     made, source = reduced(made), reduced(source)
-    # Source to made: where the drift cut colours off at 0 or 1, the way back does not know them.
-    everywhere = torch.ones(made.shape[:2], dtype=torch.bool)
-    apart = delta_e(fit_colours(source, made, everywhere)(source), made)
+    # Source to made: where the drift cut colours off at 0 or 1, the way back does not know them. Blurred thereafter, as
+    # what is cut off and then blurred is not what is blurred and then cut off.
+    drift = fit_colours(source, made, torch.ones(made.shape[:2], dtype=torch.bool))
+    expected, made, source = blurred(drift(source)), blurred(made), blurred(source)
+    apart = delta_e(expected, made)
     if threshold is None:
         middle = apart.median()
         deviation = 1.4826 * (apart - middle).abs().median()
@@ -58,7 +60,7 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
 
 
 def reduced(picture: Tensor) -> Tensor:
-    """(h, w, 3), clamped to [0, 1] -> a blurred copy of a megapixel at most, on the CPU."""
+    """(h, w, 3), clamped to [0, 1] -> a copy of a megapixel at most, on the CPU."""
     picture = picture.clamp(0, 1)
     height, width = picture.shape[:2]
     scale = min(1.0, (MEGAPIXEL / (height * width)) ** 0.5)
@@ -66,8 +68,12 @@ def reduced(picture: Tensor) -> Tensor:
         size = max(round(height * scale), 1), max(round(width * scale), 1)
         planes = rearrange(picture, "h w c -> 1 c h w")
         picture = rearrange(F.interpolate(planes, size, mode="area"), "1 c h w -> h w c")
+    return picture.cpu()
+
+
+def blurred(picture: Tensor) -> Tensor:
     blur = blur_of(picture)
-    return torch.from_numpy(ndimage.gaussian_filter(picture.cpu().numpy(), (blur, blur, 0), mode="nearest"))
+    return torch.from_numpy(ndimage.gaussian_filter(picture.numpy(), (blur, blur, 0), mode="nearest"))
 
 
 def blur_of(picture: Tensor | np.ndarray) -> float:

