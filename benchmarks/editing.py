@@ -50,7 +50,10 @@ def back(rounds: int) -> list[Row]:
     for name, share in MASKS.items():
         for blend in ("feather", "none", "seamless"):
             child = subprocess.run(
-                [sys.executable, "-m", "benchmarks.editing", str(share), blend, str(rounds)], capture_output=True, text=True, check=True
+                [sys.executable, "-m", "benchmarks.editing", str(share), blend, str(rounds)],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             seconds, peak = map(float, child.stdout.split()[-2:])
             what = f"way back of {LARGE[1]}x{LARGE[0]}, {name}, {blend}"

@@ -42,7 +42,9 @@ def bring_back(image: Tensor, canvas: Canvas | Region, blend: str, colour: str, 
     if isinstance(canvas, Region):
         return from_region(image, canvas, blend, colour, keep)
     if (colour, keep) != ("off", "off"):
-        raise KleinError("colour and keep need the picture that was edited, which only Klein Edit's canvas has: set them to off.")
+        raise KleinError(
+            "colour and keep need the picture that was edited, which only Klein Edit's canvas has: set them to off."
+        )
     size = "x".join(map(str, canvas.size))
     if keeps_aspect(canvas):
         out, line = restore(image, canvas), f"canvas {size}, brought back to {canvas.source[0]}x{canvas.source[1]}"

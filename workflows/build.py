@@ -40,7 +40,9 @@ def text_to_image() -> Graph:
     return graph
 
 
-def edited(name: str, title: str, text: str, settings: str, mode: str, others: int = 0, denoise: float = 1.0, back=(), **edit) -> Graph:
+def edited(
+    name: str, title: str, text: str, settings: str, mode: str, others: int = 0, denoise: float = 1.0, back=(), **edit
+) -> Graph:
     """A picture changed by Klein Edit and brought back; with a mask, but in mode edit and outpaint, and other pictures."""
     graph = Graph(f"klein_9b_{name}", title, note(title, FLOW, settings))
     model, clip, vae = (graph.add(kind) for kind in ("KleinFlowLoader", "KleinQwen3EncoderLoader", "KleinVAELoader"))

@@ -75,6 +75,8 @@ NODE_TYPES = {
         [("image", "IMAGE"), ("canvas", "KLEIN_CANVAS")], [("IMAGE", "IMAGE"), ("changed", "MASK"), ("report", "STRING")],
         {"blend": "feather", "colour": "off", "keep": "off"}, 2, (320, 300),
     ),
+    "VAEEncode": NodeType([("pixels", "IMAGE"), ("vae", "VAE")], [("LATENT", "LATENT")], {}, 2, (320, 60)),
+    "ReferenceLatent": NodeType([("conditioning", "CONDITIONING"), ("latent?", "LATENT")], [("CONDITIONING", "CONDITIONING")], {}, 1, (320, 60)),
     "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 2, (320, 60)),
     "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 2, (320, 90)),
     "PreviewImage": NodeType([("images", "IMAGE")], [], {}, 3, (420, 300)),
@@ -108,6 +110,10 @@ class Graph:
                 self.links.append((inputs[name], number, name))
         self.nodes.append((number, class_type, values))
         return number
+
+    def put(self, class_type: str, output: int = 0, **inputs) -> Link:
+        """A node of which one output is wanted: that."""
+        return out(self, self.add(class_type, **inputs), output)
 
     def api(self) -> dict:
         out = {str(number): {"class_type": class_type, "inputs": dict(values)} for number, class_type, values in self.nodes}

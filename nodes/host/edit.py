@@ -20,7 +20,9 @@ def edit(
         raise KleinError(f"context is {context:g}, expected 0 or more, or {WHOLE:g} for the whole picture: change it.")
     single = pictures(image)
     if len(single) > 1:
-        raise KleinError(f"The image is a batch of {len(single)} pictures, expected one: choose one, such as with Image From Batch.")
+        raise KleinError(
+            f"The image is a batch of {len(single)} pictures, expected one: choose one, such as with Image From Batch."
+        )
     area = region(single[0], mask, mode, context, grow, feather, max_megapixels, margins)
     images = {socket: pictures(each) for socket, each in images.items()}
     others = [Reference(each) for image in images.values() for each in image] + list(references or ())
@@ -57,5 +59,7 @@ def said(area: Region, mask, mode: str, images: dict, first: int) -> list[str]:
         lines.append("the picture is no reference, so that what was there does not come back")
         lines += [f"{socket} is image {number}" for number, socket in enumerate(images, start=first)]
     elif mode == "edit" and mask is not None:
-        lines.append("nothing is painted on the mask, so it is none" if area.mask is None else "the mask limits what comes back")
+        lines.append(
+            "nothing is painted on the mask, so it is none" if area.mask is None else "the mask limits what comes back"
+        )
     return lines

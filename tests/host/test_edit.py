@@ -141,7 +141,9 @@ def lines(graph, comfy, number, output=4) -> list[str]:
 
 
 def test_the_report_says_what_is_painted_and_which_picture_has_which_number(graph, comfy, edit, pictures):
-    number = edit(box(100, 80, 120, 100), mode="replace", context=0.5, image_3=pictures[0], references=graph.reference(pictures[1]))
+    number = edit(
+        box(100, 80, 120, 100), mode="replace", context=0.5, image_3=pictures[0], references=graph.reference(pictures[1])
+    )
     text = lines(graph, comfy, number)
     assert text[0].startswith("replace: region ") and text[0].endswith("times larger")
     assert text[1] == "the picture is no reference, so that what was there does not come back"

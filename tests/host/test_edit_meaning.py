@@ -52,30 +52,27 @@ def run(comfy, edits: list[Edit]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(picture (h, w, 3) in [0, 1], what may have changed (h, w) bool) of each."""
     graph, saves = Graph("edits", "edits"), []
 
-    def add(kind: str, output: int = 0, **inputs):
-        return out(graph, graph.add(kind, **inputs), output)
-
-    model, clip = add("KleinFlowLoader", flow_name=FLOW), add("KleinQwen3EncoderLoader", encoder_name=ENCODER)
-    vae = add("KleinVAELoader", vae_name=VAE)
+    model, clip = graph.put("KleinFlowLoader", flow_name=FLOW), graph.put("KleinQwen3EncoderLoader", encoder_name=ENCODER)
+    vae = graph.put("KleinVAELoader", vae_name=VAE)
     for seed, each in enumerate(edits):
         source = graph.add("LoadImage", image=upload(comfy, each.image, each.mask))
         mask = {} if each.mask is None else {"mask": out(graph, source, 1)}
         images = {
-            f"image_{i}": add("LoadImage", image=upload(comfy, world.render(scene)))
+            f"image_{i}": graph.put("LoadImage", image=upload(comfy, world.render(scene)))
             for i, scene in enumerate(each.references, start=2)
         }
         settings = {"context": -1.0, "grow": 0, "feather": 0, "max_megapixels": 1.0, **each.settings}
         edit = graph.add(
-            "KleinEdit", positive=add("KleinPrompt", clip=clip, text=each.prompt), vae=vae, image=out(graph, source),
+            "KleinEdit", positive=graph.put("KleinPrompt", clip=clip, text=each.prompt), vae=vae, image=out(graph, source),
             mode=each.mode, **mask, **images, **settings,
         )  # fmt: skip
-        latent = add(
+        latent = graph.put(
             "KleinDistilledSampler", model=model, positive=out(graph, edit), latent_image=out(graph, edit, 2), seed=seed
         )
-        image = add("VAEDecode", samples=latent, vae=vae)
+        image = graph.put("VAEDecode", samples=latent, vae=vae)
         back = graph.add("KleinCanvasRestore", image=image, canvas=out(graph, edit, 3), **{"blend": "none", **each.back})
         saves.append([graph.add("SaveImage", images=out(graph, back), filename_prefix="edited")])
-        changed = add("MaskToImage", mask=out(graph, back, 1))
+        changed = graph.put("MaskToImage", mask=out(graph, back, 1))
         saves[-1].append(graph.add("SaveImage", images=changed, filename_prefix="changed"))
     outputs = comfy.run(graph.api())
     files = [[comfy.file(outputs[str(save)]["images"][0]) for save in pair] for pair in saves]
@@ -153,9 +150,7 @@ CUT = {"left": np.s_[:, :48], "right": np.s_[:, 16:], "top": np.s_[:48], "bottom
 def test_outpaint_continues_the_ground_and_keeps_the_picture(comfy, count):
     """At the seam, against the same strip of a picture painted from the same prompt, set beside the source."""
     rng = random.Random(43)
-    scenes = [
-        world.draw(lambda rng: world.unseen_scene(rng, 1), lambda s: s.place != "center", rng) for _ in range(count)
-    ]
+    scenes = [world.draw(lambda rng: world.unseen_scene(rng, 1), lambda s: s.place != "center", rng) for _ in range(count)]
     prompts = [world.caption(scene, rng) for scene in scenes]
     edits = [
         Edit(

@@ -29,7 +29,7 @@ def pictures(count: int, largest: int):
         elif kind == 1:
             mask[0, top:bottom, left:right] = 1
         elif kind == 2:
-            mask[0, : bottom, : right] = 1
+            mask[0, :bottom, :right] = 1
         elif kind == 3:
             mask[0, top, :] = 1
         else:
@@ -120,7 +120,9 @@ def test_each_picture_of_a_batch_has_its_own_figures():
 def test_an_enlarged_result_is_brought_back_and_one_of_another_shape_refused():
     area = region(flat(), hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
     assert bring_back(flat(128, 128), area, "none", "off", "off")[0].shape == (1, 64, 64, 3)
-    with pytest.raises(ValueError, match="^The image is 128x64, but the canvas 64x64: connect what was made on this canvas, whole.$"):
+    with pytest.raises(
+        ValueError, match="^The image is 128x64, but the canvas 64x64: connect what was made on this canvas, whole.$"
+    ):
         bring_back(flat(64, 128), area, "none", "off", "off")
     with pytest.raises(ValueError, match="^The image holds NaN or infinity, expected colours: change the node that made it.$"):
         bring_back(flat() * float("nan"), area, "none", "off", "off")
@@ -139,7 +141,9 @@ def test_a_canvas_of_another_aspect_is_returned_as_it_is_with_a_line():
 
 
 def test_a_canvas_without_its_picture_cannot_match_colours():
-    with pytest.raises(ValueError, match="^colour and keep need the picture that was edited, which only Klein Edit's canvas has"):
+    with pytest.raises(
+        ValueError, match="^colour and keep need the picture that was edited, which only Klein Edit's canvas has"
+    ):
         bring_back(torch.rand(1, 64, 64, 3), fit((64, 64)), "feather", "match", "off")
 
 

@@ -82,10 +82,15 @@ def test_a_place_on_the_canvas_is_that_place_of_the_picture_within_half_a_pixel(
         left, top = rng.randrange(width - 20), rng.randrange(height - 20)
         mask = blot(height, width, (left, top, left + rng.randint(1, 20), top + rng.randint(1, 20)))
         x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
-        places = torch.stack([x.expand(height, -1) / width, y[:, None].expand(-1, width) / height, x.expand(height, -1) * 0], -1)
+        places = torch.stack(
+            [x.expand(height, -1) / width, y[:, None].expand(-1, width) / height, x.expand(height, -1) * 0], -1
+        )
         one = area(places[None], mask, context=context, megapixels=0.03)
         shown = one.pixels()[0]
-        edge = [math.ceil(4 * max(made / whole, 1)) for made, whole in zip(one.size, (one.box[2] - one.box[0], one.box[3] - one.box[1]))]
+        edge = [
+            math.ceil(4 * max(made / whole, 1))
+            for made, whole in zip(one.size, (one.box[2] - one.box[0], one.box[3] - one.box[1]))
+        ]
         for v in range(edge[1], one.size[1] - edge[1], 7):
             for u in range(edge[0], one.size[0] - edge[0], 7):
                 wanted = one.to_source(u + 0.5, v + 0.5)

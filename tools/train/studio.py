@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from workflows.graph import Graph, Link, out
+from workflows.graph import Graph, out
 
 from . import world
 from .judge import Verdict, judge
@@ -61,25 +61,24 @@ def verdicts(images: list[np.ndarray], jobs: list[Job]) -> list[Verdict]:
 def _graph(comfy, jobs: list[Job], steps: int, seed: int, cache: str, flow: str) -> tuple[dict, list[str]]:
     graph = Graph("studio", "studio")
 
-    def add(class_type: str, output: int = 0, **inputs) -> Link:
-        return out(graph, graph.add(class_type, **inputs), output)
-
-    model = add("KleinReferenceCache", model=add("KleinFlowLoader", flow_name=flow), mode=cache)
-    clip, vae = add("KleinQwen3EncoderLoader", encoder_name=ENCODER), add("KleinVAELoader", vae_name=VAE)
+    model = graph.put("KleinReferenceCache", model=graph.put("KleinFlowLoader", flow_name=flow), mode=cache)
+    clip, vae = graph.put("KleinQwen3EncoderLoader", encoder_name=ENCODER), graph.put("KleinVAELoader", vae_name=VAE)
     side = dict(width=world.SIZE, height=world.SIZE)
-    empty = add("EmptyFlux2LatentImage", **side)
+    empty = graph.put("EmptyFlux2LatentImage", **side)
     saves = []
     for i, job in enumerate(jobs):
-        positive, latent, chain = add("KleinPrompt", clip=clip, text=job.prompt), empty, {}
+        positive, latent, chain = graph.put("KleinPrompt", clip=clip, text=job.prompt), empty, {}
         for scene, strength in zip(job.references, job.strengths or (1.0,) * len(job.references), strict=True):
             image = graph.add("LoadImage", image=upload(comfy, scene, job.keep))
             mask = {"mask": out(graph, image, 1)} if job.keep else {}
-            chain = {"references": add("KleinReference", image=out(graph, image), strength=strength, **mask, **chain)}
+            chain = {"references": graph.put("KleinReference", image=out(graph, image), strength=strength, **mask, **chain)}
         if chain:
             both = graph.add("KleinMultiReference", positive=positive, vae=vae, **side, **chain)
             positive, latent = out(graph, both), out(graph, both, 2)
-        sampled = add("KleinDistilledSampler", model=model, positive=positive, latent_image=latent, seed=seed + i, steps=steps)
-        image = add("VAEDecode", samples=sampled, vae=vae)
+        sampled = graph.put(
+            "KleinDistilledSampler", model=model, positive=positive, latent_image=latent, seed=seed + i, steps=steps
+        )
+        image = graph.put("VAEDecode", samples=sampled, vae=vae)
         saves.append(str(graph.add("SaveImage", images=image, filename_prefix=f"tiny{next(numbers)}")))
     return graph.api(), saves
 
