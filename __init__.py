@@ -8,6 +8,7 @@ from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoa
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
+from .serving.routes import register
 
 WEB_DIRECTORY = "./web"
 
@@ -30,4 +31,5 @@ class KleinExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> KleinExtension:
+    register()
     return KleinExtension()
