@@ -26,8 +26,12 @@ class Route:
     failure: Callable[[Refused], dict]  # an error as the family's clients read it
 
 
-def handler(route: Route, settings: Settings):
+def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
+    """others: who answers in our place, where another pack wants the same route."""
+
     async def handle(request: web.Request) -> web.StreamResponse:
+        if route in others:
+            return await others[route](request)
         try:
             authorise(request, settings)
             return await route.answer(request, settings)
@@ -103,11 +107,27 @@ async def form(request: web.Request) -> tuple[dict, list[Field]]:
 
 
 def take(server, routes: list[Route], settings: Settings) -> None:
-    """Adds routes to the host's own, but those that another pack has taken."""
+    """Adds routes to the host's own, but those that another pack has taken, or takes later."""
     taken = {(route.method, route.path) for route in server.routes if isinstance(route, web.RouteDef)}
-    taken |= {(route.method, route.resource.canonical) for route in server.app.router.routes() if route.resource}
+    others: dict[Route, Callable] = {}
+    ours = {}
     for route in routes:
         if (route.method, route.path) in taken:
-            log.warning("Klein: %s %s belongs to another pack and is left to it.", route.method, route.path)
+            left_alone(route)
         else:
-            server.routes.route(route.method, route.path)(handler(route, settings))
+            ours[route] = handler(route, settings, others)
+            server.routes.route(route.method, route.path)(ours[route])
+
+    async def look_for_later_ones(app: web.Application) -> None:
+        for route, handle in ours.items():
+            for each in app.router.routes():
+                same = each.method == route.method and each.resource and each.resource.canonical == route.path
+                if same and each.handler is not handle:
+                    others[route] = each.handler
+                    left_alone(route)
+
+    server.app.on_startup.append(look_for_later_ones)
+
+
+def left_alone(route: Route) -> None:
+    log.warning("Klein: %s %s belongs to another pack and is left to it.", route.method, route.path)

@@ -24,7 +24,7 @@ NAMES = {
 }  # fmt: skip
 NEUTRAL = {
     "response_format": ("b64_json",), "quality": ("auto", "standard"), "background": ("auto", "opaque"), "moderation": ("auto", "low"),
-    "style": ("vivid", "natural"), "input_fidelity": ("low",), "partial_images": (0, "0"), "user": (), "safety_identifier": (),
+    "style": ("vivid", "natural"), "complexity": ("high",), "input_fidelity": ("low",), "partial_images": (0, "0"), "user": (), "safety_identifier": (),
 }  # fmt: skip
 PICTURES, MASK = ("image", "image[]", "images"), "mask"
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
