@@ -122,6 +122,9 @@ def opened(field: Field, data: bytes, settings: Settings) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Refused:
         raise
+    except Image.DecompressionBombError:
+        sentence = f"{field.name} is far above the {settings.pixels} pixels that are taken: make it smaller."
+        raise Refused(sentence, field.name, 413) from None
     except Exception:  # Pillow's readers raise whatever broken bytes lead them to
         raise Refused(
             f"{field.name} is not a picture that can be read, expected png, jpeg or webp: send it again.", field.name
