@@ -12,22 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixtures.serving import ask, form, host, pixels, png, shown, text
+from fixtures.serving import CIRCLE, KEY, PROMPT, ask, form, pixels, png, shown, text
 from tools.train import world
 from tools.train.judge import judge
 from workflows.graph import Graph
 
 MODEL = "bfl/flux-2-klein-9b"
-PROMPT = "a large red circle on a white background, in the center"
-CIRCLE = world.Scene("white", (world.Thing("circle", "red", 32, 32, 16),), "center", "large")
 SIDE = {"size": "64x64"}
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory):
-    server = host(tmp_path_factory.mktemp("serving"))
-    yield server
-    server.stop()
 
 
 def openai(server, fields: dict, images=(), mask=None) -> list[np.ndarray]:
@@ -74,7 +65,7 @@ def gateway(server, fields: dict, images=(), mask=None) -> list[np.ndarray]:
     model = fields.pop("model")
     files = {"files": [{"type": "file", "mediaType": "image/png", "data": text(each)} for each in images]} if images else {}
     files |= {"mask": {"type": "file", "mediaType": "image/png", "data": text(mask)}} if mask else {}
-    answer = ask(server, "/v1/ai/image-model", {**fields, **files}, {"ai-model-id": model})
+    answer = ask(server, "/v1/ai/image-model", {**fields, **files}, {**KEY, "ai-model-id": model})
     assert answer.status == 200, answer.data
     return [pixels(each) for each in answer.json["images"]]
 
@@ -134,7 +125,7 @@ def tasks(seed: int, count: int) -> list[world.Task]:
 def test_two_references_count_in_their_order(serving, paint):
     """Swapped pictures under the same prompt ask for something else."""
     right, swapped, wrong = [], [], []
-    for task in tasks(61, 6):
+    for task in tasks(61, 4):
         other = world.swapped(task)
         fields = {"model": "klein-tiny", "prompt": task.prompt, "seed": 1}
         (one,) = paint(serving, fields, [shown(each) for each in task.references])
@@ -168,7 +159,7 @@ def repaints(seed: int, count: int):
 @families
 def test_a_mask_is_painted_where_it_is_transparent_and_no_pixel_elsewhere_changes(serving, paint):
     right = []
-    for scene, place, colour, wanted in repaints(62, 6):
+    for scene, place, colour, wanted in repaints(62, 4):
         area = half(place)
         mask = png(np.dstack([np.zeros((64, 64, 3), np.uint8), np.where(area, 0, 255).astype(np.uint8)]))
         (image,) = paint(serving, {"model": "klein-tiny", "prompt": f"image 1 but {colour}", "seed": 2}, [shown(scene)], mask)
@@ -192,7 +183,7 @@ def test_seeds_are_returned_also_those_chosen_here_and_paint_the_same_again(serv
     assert first["seed"] != second["seed"]
     again = ask(serving, "/v1/images/generations", {**fields, "seed": first["seed"]}).json["data"][0]
     assert again["seed"] == first["seed"] and np.array_equal(pixels(again["b64_json"]), pixels(first["b64_json"]))
-    told = ask(serving, "/v1/ai/image-model", {"prompt": PROMPT, "n": 2, **SIDE}, {"ai-model-id": MODEL}).json
+    told = ask(serving, "/v1/ai/image-model", {"prompt": PROMPT, "n": 2, **SIDE}, {**KEY, "ai-model-id": MODEL}).json
     one, two = (each["seed"] for each in told["providerMetadata"]["klein"]["images"])
     assert two == one + 1
     task = ask(serving, "/bfl/v1/flux-2-klein-9b", {"prompt": PROMPT, "width": 64, "height": 64, "seed": 8}).json
@@ -321,7 +312,7 @@ def test_the_kv_model_keeps_references_across_runs(serving):
 def test_requests_at_the_same_time_each_get_their_own_picture(serving):
     """Of every family, judged by what each asked for."""
     rng = random.Random(64)
-    scenes = [world.unseen_scene(rng) for _ in range(24)]
+    scenes = [world.unseen_scene(rng) for _ in range(16)]
     prompts = [world.caption(scene, rng) for scene in scenes]
     ways = [openai, bfl, gateway]
 
@@ -329,7 +320,7 @@ def test_requests_at_the_same_time_each_get_their_own_picture(serving):
         return ways[i % 3](serving, {"model": "klein-tiny", "prompt": prompts[i], "seed": i})[0]
 
     with ThreadPoolExecutor(8) as pool:
-        images = list(pool.map(one, range(24)))
+        images = list(pool.map(one, range(16)))
     assert np.mean([judge(image, scene).all for image, scene in zip(images, scenes)]) > 0.7
     assert np.mean([judge(image, scene).all for image, scene in zip(images[1:] + images[:1], scenes)]) < 0.2
 
