@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension
 
 from .nodes.cache import KleinReferenceCache
 from .nodes.editing import KleinCanvasRestore, KleinEdit
+from .nodes.examples import KleinExamplePicture
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
@@ -26,6 +27,7 @@ class KleinExtension(ComfyExtension):
             KleinReferenceCache,
             KleinDistilledSampler,
             KleinSchedule,
+            KleinExamplePicture,
         ]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ...errors import KleinError
 from ...model_loaders.flow.controls import NEUTRAL, Control, complete
-from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures
+from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures, unpainted
 from ...pictures.report import Entry, report
 from ...pictures.sizing import Canvas, Size, fit, place
 from .conditioning import controls_of, prompt_of, with_ours
@@ -65,7 +65,9 @@ def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas
     ]
     entries += [entry(ref.source, canvas, control) for ref, canvas, control in zip(chosen, canvases, controls)]
     warnings = warnings + differing(positive, negative, len(before))
-    for number, control in enumerate(controls, start=len(before) + 1):
+    for number, (reference, control) in enumerate(zip(chosen, controls), start=len(before) + 1):
+        if unpainted(reference):
+            warnings.append(f"nothing is painted on the mask of image {number}, so the whole of it is seen")
         if control.keep is not None and not any(control.keep):
             warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
     text = positive[0][0].shape[1] if positive else 0

@@ -25,6 +25,7 @@ CONTRACT = {
         "model positive latent_image seed steps cfg denoise schedule negative sigmas",
         "LATENT",
     ),
+    "KleinExamplePicture": ("picture", "IMAGE MASK"),
     "KleinSchedule": ("steps schedule denoise latent width height", "SIGMAS"),
 }
 
