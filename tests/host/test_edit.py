@@ -168,3 +168,17 @@ def test_what_cannot_be_edited_is_refused_in_one_sentence_and_the_queue_goes_on(
     assert sentence in error.value.text and "\n" not in error.value.text
     edit(MASKS["hard"])
     assert graph.latents().isfinite().all()
+
+
+def test_what_was_made_on_another_canvas_is_refused_in_one_sentence_and_the_queue_goes_on(graph, comfy, edit):
+    number = edit(MASKS["hard"])
+    graph.canvas.update(width=128, height=128)
+    other = graph.new("VAEDecode", samples=graph.empty, vae=edit.vae)
+    back = graph.new("KleinCanvasRestore", image=other, canvas=[number, 3])
+    saved = graph.new("SaveImage", images=back, filename_prefix="back")[0]
+    with pytest.raises(PromptError) as error:
+        comfy.run(graph)
+    assert error.value.text == "The image is 128x128, but the canvas 256x192: connect what was made on this canvas, whole."
+    graph[back[0]]["inputs"]["image"] = graph.new("VAEDecode", samples=graph.sampled, vae=edit.vae)
+    image = Image.open(comfy.file(comfy.run(graph)[saved]["images"][0]))
+    assert image.size == (WIDTH, HEIGHT)
