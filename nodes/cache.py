@@ -41,10 +41,9 @@ class KleinReferenceCache(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(), io.String.Output(id="report", display_name="report")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
         check(cls, mode=mode, device=device, dtype=dtype, model=model)
-        return with_report(cls, *attach(model, mode, device, dtype))
+        return with_report(*attach(model, mode, device, dtype))

@@ -74,7 +74,6 @@ class KleinEdit(io.ComfyNode):
                 CanvasType.Output(display_name="canvas"),
                 io.String.Output(display_name="report"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -90,7 +89,6 @@ class KleinEdit(io.ComfyNode):
         images = {name: images[name] for name in OTHERS if images.get(name) is not None}
         margins = (left, top, right, bottom)
         return with_report(
-            cls,
             *edit(
                 positive, negative, vae, image, mask, mode, context, grow, feather, max_megapixels, margins, batch_size, images,
                 references,
@@ -138,10 +136,9 @@ class KleinCanvasRestore(io.ComfyNode):
                 io.Mask.Output(display_name="changed"),
                 io.String.Output(display_name="report"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, image, canvas, blend="feather", colour="off", keep="off") -> io.NodeOutput:
         check(cls, image=image, canvas=canvas, blend=blend, colour=colour, keep=keep)
-        return with_report(cls, *bring_back(image, canvas, blend, colour, keep))
+        return with_report(*bring_back(image, canvas, blend, colour, keep))

@@ -22,10 +22,9 @@ class KleinPrompt(io.ComfyNode):
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="Plain sentences work best."),
             ],
             outputs=[io.Conditioning.Output(), io.String.Output(id="report", display_name="report")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
         check(cls, clip=clip, text=text)
-        return with_report(cls, *encode_prompt(clip, text))
+        return with_report(*encode_prompt(clip, text))

@@ -105,7 +105,6 @@ class KleinMultiReference(io.ComfyNode):
                 CanvasType.Output(display_name="canvas"),
                 io.String.Output(display_name="report"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -127,5 +126,5 @@ class KleinMultiReference(io.ComfyNode):
         )
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
         return with_report(
-            cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
+            *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
         )

@@ -138,20 +138,18 @@ class Graph:
             inside = [node for node in self.nodes if NODE_TYPES[node[1]].column == column]
             if not inside:
                 continue
-            width, top = max(NODE_TYPES[kind].size[0] for _, kind, _ in inside), 60 + TITLE
-            for number, kind, values in inside:
-                nodes.append(self._node(number, kind, values, [left, top], width))
-                top += NODE_TYPES[kind].size[1] + TITLE + 20
-            groups.append(
-                {
-                    "title": step,
-                    "bounding": [left - 20, 20, width + 40, top - 50],
-                    "color": "#3f789e",
-                    "font_size": 24,
-                    "flags": {},
-                }
-            )
-            left, lowest = left + width + APART, max(lowest, top)
+            first, tall = left, 0
+            width = max(NODE_TYPES[kind].size[0] for _, kind, _ in inside)
+            across = 2 if len(inside) > 3 else 1
+            for part in range(across):
+                top = 60 + TITLE
+                for number, kind, values in inside[part::across]:
+                    nodes.append(self._node(number, kind, values, [left, top], width))
+                    top += NODE_TYPES[kind].size[1] + TITLE + 20
+                left, tall = left + width + (20 if part + 1 < across else APART), max(tall, top)
+            bounding = [first - 20, 20, left - APART - first + 40, tall - 50]
+            groups.append({"title": step, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}})
+            lowest = max(lowest, tall)
         nodes.sort(key=lambda node: node["id"])
         if self.note:
             nodes.append({

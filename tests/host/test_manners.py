@@ -1,6 +1,7 @@
 """What a host may expect of a pack: nodes work without a server, reports reach one client, patches are asked for."""
 
 import importlib
+import json
 import uuid
 
 import pytest
@@ -9,8 +10,6 @@ from websocket import WebSocketTimeoutException, create_connection
 
 from tools import inprocess, small
 from tools.small import relative
-
-TEXT = 3  # the type of a binary message that carries a node's text
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,9 @@ def test_a_report_goes_to_the_client_that_queued_the_prompt_alone(comfy, graph):
         try:
             while True:
                 message = socket.recv()
-                if isinstance(message, bytes) and int.from_bytes(message[:4], "big") == TEXT:
-                    found.append(message[8:].decode())
+                event = json.loads(message) if isinstance(message, str) else {}
+                if event.get("type") == "executed":
+                    found += event["data"]["output"].get("text", [])
         except WebSocketTimeoutException:
             return found
         finally:
