@@ -140,7 +140,7 @@ class Graph:
                 continue
             first, tall = left, 0
             width = max(NODE_TYPES[kind].size[0] for _, kind, _ in inside)
-            across = 2 if len(inside) > 3 else 1
+            across = 2 if step == "Pictures" and len(inside) > 3 else 1
             for part in range(across):
                 top = 60 + TITLE
                 for number, kind, values in inside[part::across]:
