@@ -169,7 +169,7 @@ def test_grey_becomes_three_colours_and_alpha_is_left_out():
 
 
 def test_on_grid_rounds_halves_up():
-    assert [on_grid(side) for side in (1, 16, 23.9, 24, 40)] == [16, 16, 16, 32, 48]
+    assert [on_grid(side) for side in (1, 16, 23.99, 24, 40)] == [16, 16, 16, 32, 48]
 
 
 def test_a_token_is_kept_when_at_least_half_of_its_cell_is_masked():
