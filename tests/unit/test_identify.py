@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fixtures.bad_files import ENCODER, FLOW, VAE
 from klein.errors import KleinError
 from klein.model_loaders.formats.files import Checkpoint
 from klein.model_loaders.formats.identify import encoder_for, identify, require
 
+QWEN = "the text encoder Qwen3 (1 layers, hidden size 8)"
 CORE = "load it with ComfyUI's own loaders and "
 
 
@@ -53,6 +55,7 @@ def test_a_lora_is_known_by_any_of_its_tensors(mark):
     assert said(f"double_blocks.0.img_attn.qkv.{mark}", BFL) == ("lora", "a LoRA")
 
 
+AUTOENCODER = ("decoder.conv_in.weight", "bn.running_mean")
 EMBEDDING, NORM = "embed_tokens.weight", "layers.0.self_attn.q_norm.weight"
 
 
@@ -109,24 +112,24 @@ def test_a_model_of_no_known_kind_is_told_by_its_first_tensor():
 
 
 @pytest.mark.parametrize(
-    ("names", "role", "sentence"),
+    ("names", "role", "what", "expected", "advice"),
     [
-        ([BFL], "vae", "a FLUX.2 [klein] flow model of hidden size 0, expected the FLUX.2 VAE, flux2-vae.safetensors: load it with the Klein Flow Loader and choose another file here."),
-        ([EMBEDDING, NORM], "flow", "the text encoder Qwen3 (1 layers, hidden size 8), expected a FLUX.2 [klein] flow model such as flux-2-klein-9b.safetensors: load it with the Klein Qwen3 Encoder Loader and choose another file here."),
-        (["decoder.conv_in.weight", "bn.running_mean"], "encoder", "the FLUX.2 VAE, expected a Qwen3 text encoder such as qwen_3_8b_fp8mixed.safetensors: load it with the Klein VAE Loader and choose another file here."),
-        (["x.lora_A"], "vae", "a LoRA, expected the FLUX.2 VAE, flux2-vae.safetensors: apply it with a LoRA loader node and choose another file here."),
-        ([EMBEDDING], "vae", f"a Mistral or Llama text encoder (hidden size 8), expected the FLUX.2 VAE, flux2-vae.safetensors: {CORE}choose another file here."),
-        (["x"], "vae", "an unknown model (its first tensor is x), expected the FLUX.2 VAE, flux2-vae.safetensors: choose another file here."),
+        ([BFL], "vae", "a FLUX.2 [klein] flow model of hidden size 0", VAE, "load it with the Klein Flow Loader and "),
+        ([EMBEDDING, NORM], "flow", QWEN, FLOW, "load it with the Klein Qwen3 Encoder Loader and "),
+        (AUTOENCODER, "encoder", "the FLUX.2 VAE", ENCODER, "load it with the Klein VAE Loader and "),
+        (["x.lora_A"], "vae", "a LoRA", VAE, "apply it with a LoRA loader node and "),
+        ([EMBEDDING], "vae", "a Mistral or Llama text encoder (hidden size 8)", VAE, CORE),
+        (["x"], "vae", "an unknown model (its first tensor is x)", VAE, ""),
     ],
 )  # fmt: skip
-def test_a_file_of_another_role_is_refused_with_what_it_is_and_where_it_belongs(names, role, sentence):
+def test_a_file_of_another_role_is_refused_with_what_it_is_and_where_it_belongs(names, role, what, expected, advice):
     with pytest.raises(KleinError) as refused:
         require(header(*names), role)
-    assert str(refused.value) == f"model.safetensors is {sentence}"
+    assert str(refused.value) == f"model.safetensors is {what}, expected {expected}: {advice}choose another file here."
 
 
 def test_a_file_of_the_wanted_role_is_what_it_is():
-    assert require(header("decoder.conv_in.weight", "bn.running_mean"), "vae").text == "the FLUX.2 VAE"
+    assert require(header(*AUTOENCODER), "vae").text == "the FLUX.2 VAE"
 
 
 @pytest.mark.parametrize(
