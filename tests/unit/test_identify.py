@@ -1,5 +1,6 @@
 """What a file is told to be, from names and shapes alone: checkpoints here are headers, without a file."""
 
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,11 @@ def test_a_file_of_another_role_is_refused_with_what_it_is_and_where_it_belongs(
     assert str(refused.value) == f"model.safetensors is {what}, expected {expected}: {advice}choose another file here."
 
 
-def test_a_file_of_the_wanted_role_is_what_it_is():
-    assert require(header(*AUTOENCODER), "vae").text == "the FLUX.2 VAE"
+def test_a_file_of_the_wanted_role_is_what_it_is_and_stays_it():
+    kind = require(header(*AUTOENCODER), "vae")
+    assert kind.text == "the FLUX.2 VAE"
+    with pytest.raises(FrozenInstanceError):
+        kind.role = "flow"
 
 
 @pytest.mark.parametrize(
