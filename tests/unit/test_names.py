@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,14 @@ def test_a_flow_model_under_either_kind_of_names_has_the_same_tensors(tmp_path, 
         read = dict(plan.tensors())
         assert read.keys() == CANONICAL.keys() and all(torch.equal(read[name], CANONICAL[name]) for name in read)
         assert plan.unused == [] and plan.shapes == shapes_of(CANONICAL)
+
+
+def test_a_weight_that_a_file_has_whole_is_handed_on_and_never_copied():
+    """The file's mapping is the model's memory: a copy of each would be the size of the model again."""
+    whole = torch.ones(8, 8)
+    held = Checkpoint(Path("x"), {"a": (8, 8)}, {"a": FLOAT}, {}, {"a": SimpleNamespace(read=lambda name: whole)})
+    ((name, tensor),) = Plan(held, {"layer": (StoredWeight("a", (8, 8), FLOAT),)}, []).tensors()
+    assert name == "layer.weight" and tensor is whole
 
 
 def test_what_a_plan_is_made_of_does_not_change():

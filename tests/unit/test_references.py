@@ -137,7 +137,8 @@ def test_references_of_before_shift_all_numbers_alike_and_are_no_gap():
 
 
 def test_a_latent_alone_stands_for_a_picture_of_16_times_its_size():
-    assert known_by_latent(torch.zeros(1, 128, 2, 3)) == Canvas((48, 32), (48, 32), (0, 0), (48, 32))
+    for shape in ((1, 128, 2, 3), (128, 2, 3)):
+        assert known_by_latent(torch.zeros(shape)) == Canvas((48, 32), (48, 32), (0, 0), (48, 32))
 
 
 def test_without_a_size_the_picture_is_made_on_the_canvas_of_image_1_or_a_square():
