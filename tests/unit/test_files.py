@@ -1,6 +1,7 @@
 """Safetensors files and folders as they are opened: what is found, and what is refused by its name."""
 
 import json
+import os
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_folder_of_several_files_or_none_needs_an_index(tmp_path):
 def test_the_shards_of_an_index_are_one_model_and_other_files_are_not(tmp_path):
     for name, state in (("1", ONE), ("2", TWO), ("3", {"c": torch.ones(1)})):
         small.save(state, tmp_path / f"{name}.safetensors", {"of": name, f"only {name}": "yes"})
-    index(tmp_path, {"a.weight": "1.safetensors", "b.weight": "2.safetensors"})
+    index(tmp_path, {"a.weight": "1.safetensors", "b.weight": "2.safetensors", "b.bias": "2.safetensors"})
     checkpoint = open_checkpoint(tmp_path)
     assert torch.equal(checkpoint["a.weight"], ONE["a.weight"]) and torch.equal(checkpoint["b.weight"], TWO["b.weight"])
     assert checkpoint.shapes == {"a.weight": (2, 3), "b.weight": (2,)}
@@ -133,3 +134,32 @@ def test_no_index_has_more_than_64_mib(tmp_path):
         file.truncate(2**26 + 1)
     with pytest.raises(KleinError, match=r"\(67108865 bytes\)"):
         open_checkpoint(tmp_path)
+
+
+def written_over(path, data):
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def longer(path, data):
+    kept = path.stat().st_mtime_ns
+    path.write_bytes(data + b"0")
+    os.utime(path, ns=(0, kept))
+
+
+def another_in_its_place(path, data):
+    kept = path.stat().st_mtime_ns
+    (path.parent / "new").write_bytes(data)
+    os.utime(path.parent / "new", ns=(0, kept))
+    os.replace(path.parent / "new", path)
+
+
+@pytest.mark.parametrize("change", [written_over, longer, another_in_its_place])
+def test_a_file_that_changed_in_any_way_since_it_was_opened_is_not_read(tmp_path, change):
+    """Its header's places would be read from other tensors: by its time, its size, or which file it is."""
+    checkpoint = open_checkpoint(small.save(ONE, tmp_path / "x.safetensors"))
+    assert torch.equal(checkpoint["a.weight"], ONE["a.weight"])
+    change(checkpoint.path, checkpoint.path.read_bytes())
+    with pytest.raises(KleinError, match="^x.safetensors has changed since its header was read: load it again.$"):
+        checkpoint["a.weight"]

@@ -79,8 +79,9 @@ def test_a_norm_may_be_called_scale_and_nothing_else_may():
 def test_tensors_of_other_models_beside_the_flow_are_not_part_of_the_plan_and_strange_ones_in_it_are_refused():
     """A whole checkpoint has the encoder and the autoencoder too."""
     prefix = "model.diffusion_model."
-    shapes = {**shapes_of(FLOW, prefix), "vae.decoder.conv_in.weight": (8, 8), f"{prefix}scaled_fp8": (0,)}
-    assert flow_plan(header(shapes)).unused == [f"{prefix}scaled_fp8", "vae.decoder.conv_in.weight"]
+    others = ["double_blocks.2.img_attn.qkv.weight", f"{prefix}scaled_fp8", "vae.decoder.conv_in.weight"]
+    shapes = {**shapes_of(FLOW, prefix), **dict.fromkeys(others, (8, 8))}
+    assert flow_plan(header(shapes)).unused == others
     wanted = rf"holds 1 tensors that no klein model has \(first: {prefix}single_blocks.3.linear1.weight\)"
     with pytest.raises(KleinError, match=wanted):
         flow_plan(header({**shapes, f"{prefix}single_blocks.3.linear1.weight": (8, 8)}))
