@@ -51,4 +51,7 @@ def test_images_that_are_not_connected_or_not_named_are_warned_of():
     ]  # fmt: skip
     assert warnings(2, "image 2") == ["the prompt does not name image 1"]
     assert warnings(1, "image 2") == ["the prompt names image 2, but there is 1 reference"]
+    assert warnings(1, "images 33, 2 and 0") == [
+        f"the prompt names image {number}, but there is 1 reference" for number in (0, 2, 33)
+    ]
     assert warnings(4, "combine images 1-4") == warnings(1, "a cat") == warnings(2, None) == []
