@@ -17,6 +17,7 @@ from klein.pictures.references import (
     known_by_latent,
     output_canvas,
     pictures,
+    unpainted,
 )
 from klein.pictures.report import Entry
 from klein.pictures.sizing import Canvas, fit
@@ -104,16 +105,17 @@ def test_what_is_no_image_is_refused(shape, said):
         pictures(torch.ones(shape))
 
 
-def test_a_reference_counts_unless_its_strength_or_its_whole_mask_is_0():
-    assert all(map(enters, (Reference(IMAGE), Reference(IMAGE, ALL), Reference(IMAGE, LEFT), Reference(IMAGE, strength=0.01))))
-    assert not any(map(enters, (Reference(IMAGE, NONE), Reference(IMAGE, strength=0.0), Reference(IMAGE, ALL, 0.0))))
+def test_a_reference_counts_unless_its_strength_is_0_and_a_mask_on_which_nothing_is_painted_is_none():
+    assert all(map(enters, (Reference(IMAGE), Reference(IMAGE, ALL), Reference(IMAGE, NONE), Reference(IMAGE, strength=0.01))))
+    assert not any(map(enters, (Reference(IMAGE, strength=0.0), Reference(IMAGE, ALL, 0.0))))
+    assert unpainted(Reference(IMAGE, NONE)) and not any(map(unpainted, (Reference(IMAGE), Reference(IMAGE, LEFT))))
 
 
 def test_the_tokens_a_mask_keeps_are_one_byte_each_and_nothing_where_all_are():
     canvas = fit((48, 32))
     assert kept(Reference(IMAGE), canvas) is None and kept(Reference(IMAGE, ALL), canvas) is None
     assert kept(Reference(IMAGE, LEFT), canvas) == bytes([1, 0, 0, 1, 0, 0])
-    assert kept(Reference(IMAGE, NONE), canvas) == bytes(6)
+    assert kept(Reference(IMAGE, NONE), canvas) is None
 
 
 @pytest.mark.parametrize("mask", [[[0.0, 1.0]], [[1.0, 0.0]], [[0.0], [1.0]]])
