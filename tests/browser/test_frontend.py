@@ -72,6 +72,40 @@ def test_the_example_queued_in_the_frontend_leaves_its_image_on_the_canvas(page,
     page.screenshot(path=provision.ROOT / "out/frontend.png")  # to look at
 
 
+@pytest.mark.parametrize("name", ["Klein Text to Image", "Klein Edit with References", "Klein Masked Edit"])
+def test_a_blueprint_is_one_node_that_runs_as_its_graph(page, comfy, name):
+    """Pictures from outside; what is set outside arrives inside."""
+    (entry,) = [each for each in comfy.get("/global_subgraphs").values() if each["name"] == name]
+    assert "klein" in entry["info"]["node_pack"]
+    blueprint = json.loads((provision.ROOT / f"subgraphs/{name}.json").read_text())
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [blueprint, name])
+    page.wait_for_timeout(1000)
+    alpha = np.full((64, 96, 4), 255, np.uint8)
+    alpha[16:40, 30:60, 3] = 0
+    Image.fromarray(alpha).save(comfy.base / "input/painted.png")
+    page.evaluate("""() => {
+        const [node] = app.graph.nodes;
+        const add = kind => { const made = LiteGraph.createNode(kind); app.graph.add(made); return made; };
+        node.connect(0, add('SaveImage'), 0);
+        const load = add('LoadImage');
+        load.widgets[0].value = 'painted.png';
+        for (const [slot, input] of node.inputs.entries())
+            if (input.type === 'IMAGE' || input.type === 'MASK') load.connect(input.type === 'MASK' ? 1 : 0, node, slot);
+        for (const widget of node.widgets) {
+            const name = widget.name.split(': ').pop();  // this frontend puts the inner node's number before it
+            if (name === 'text') widget.value = 'a boat in image 1';
+            if (name === 'width' || name === 'height') widget.value = 256;
+            if (name === 'mode') widget.value = 'repaint';
+        }
+    }""")
+    queue(page)
+    entry = max(comfy.get("/history").values(), key=lambda each: each["prompt"][0])
+    nodes = entry["prompt"][2].values()
+    assert [node["inputs"]["text"] for node in nodes if node["class_type"] == "KleinPrompt"] == ["a boat in image 1"]
+    (image,) = [file for node in entry["outputs"].values() for file in node.get("images", ()) if file["type"] == "output"]
+    assert Image.open(comfy.file(image)).size == ((256, 256) if "Text" in name else (96, 64))
+
+
 REPORTS = """Object.fromEntries(app.graph.nodes
     .map(node => [node.type, node.widgets?.find(widget => widget.name === 'klein_report')?.element])
     .filter(([type, element]) => element)
