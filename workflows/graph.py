@@ -92,6 +92,10 @@ NODE_TYPES = {
 }  # fmt: skip
 STEPS = ("Models", "Pictures", "Prompt", "Sample", "Result")  # of the columns, from left to right
 APART, TITLE = 80, 40  # pixels between columns, and of a node's own title with a gap
+ASKED = {  # in the linear form that newer hosts show as an app: widgets of these nodes, and the pictures saved
+    "KleinPrompt": ("text",), "LoadImage": ("image",), "KleinExamplePicture": ("picture",), "KleinDistilledSampler": ("seed",),
+    "EmptyFlux2LatentImage": ("width", "height"),
+}  # fmt: skip
 BESIDE = {"seed": ["randomize"], "image": ["image"]}  # what the frontend keeps after a widget's value
 
 
@@ -162,8 +166,13 @@ class Graph:
             links.append([number, link.node, link.output, target, self._slot(target, name), link.type])
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)), "revision": 0, "last_node_id": len(nodes),
-            "last_link_id": len(links), "nodes": nodes, "links": links, "groups": groups, "config": {}, "extra": {}, "version": 0.4,
+            "last_link_id": len(links), "nodes": nodes, "links": links, "groups": groups, "config": {},
+            "extra": {"linearData": self._linear()}, "version": 0.4,
         }  # fmt: skip
+
+    def _linear(self) -> dict:
+        asked = [[number, name] for number, kind, _ in self.nodes for name in ASKED.get(kind, ())]
+        return {"inputs": asked, "outputs": [number for number, kind, _ in self.nodes if kind == "SaveImage"]}
 
     def _slot(self, number: int, name: str) -> int:
         class_type = self.nodes[number - 1][1]
