@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..samplers.schedule import SCHEDULES
 from .checks import check
+from .host.compat import aliases
 from .host.sampling import latent_tokens, make_sigmas, pixel_tokens, sample
 from .loaders import CATEGORY
 
@@ -33,10 +34,17 @@ class KleinDistilledSampler(io.ComfyNode):
             description="Samples klein in four Euler steps on its own schedule. For klein base: 20 to 50 steps, cfg 4 to 5, "
             "and a negative.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive"),
+                io.Model.Input("model", tooltip="From Klein Flow Loader, or core's loader where that knows klein."),
+                io.Conditioning.Input("positive", tooltip="The prompt, with references if any."),
                 io.Latent.Input("latent_image", tooltip="From Empty Flux 2 Latent, or an image encoded with the FLUX.2 VAE."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise. The same seed with the same settings gives the same image.",
+                ),
                 io.Int.Input("steps", **STEPS),
                 io.Float.Input(
                     "cfg",
@@ -52,7 +60,8 @@ class KleinDistilledSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed when cfg is above 1: an empty prompt."),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="Used instead of steps, denoise and schedule."),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The image, for VAE Decode.")],
+            **aliases("klein sampler", "ksampler", "flux2 sampler", "euler", "4 steps", "distilled", "denoise"),
         )
 
     @classmethod
@@ -92,7 +101,8 @@ class KleinSchedule(io.ComfyNode):
                 io.Int.Input("width", optional=True, **size),
                 io.Int.Input("height", optional=True, **size),
             ],
-            outputs=[io.Sigmas.Output()],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced.")],
+            **aliases("klein scheduler", "flux2scheduler", "sigmas", "scheduler", "flux2"),
         )
 
     @classmethod
