@@ -7,7 +7,7 @@ from ..pictures.region import MODES, WHOLE
 from .checks import check
 from .host.compat import aliases
 from .host.edit import OTHERS, edit
-from .host.reports import with_report
+from .host.reports import all_ours, with_report
 from .loaders import CATEGORY
 from .references import OUTPUTS, PICTURE, POSITIVE, CanvasType, References
 
@@ -69,7 +69,7 @@ class KleinEdit(io.ComfyNode):
                 ),
             ],
             outputs=list(OUTPUTS),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             **aliases(
                 "edit", "image edit", "inpaint", "outpaint", "mask", "remove", "replace", "repaint", "kontext", "flux2", "klein"
             ),
@@ -91,7 +91,7 @@ class KleinEdit(io.ComfyNode):
             cls,
             *edit(
                 positive, negative, vae, image, mask, mode, context, grow, feather, max_megapixels, margins, batch_size, images,
-                references,
+                references, all_ours(cls),
             ),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from ..pictures.sizing import SIZINGS
 from .checks import check
 from .host.combine import combine
 from .host.compat import aliases
-from .host.reports import with_report
+from .host.reports import all_ours, with_report
 from .loaders import CATEGORY
 
 References = io.Custom("KLEIN_REFERENCES")
@@ -120,7 +120,7 @@ class KleinMultiReference(io.ComfyNode):
                 ),
             ],
             outputs=list(OUTPUTS),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             **aliases(
                 "reference", "references", "image edit", "edit", "kontext", "omni", "reference latent", "multi image", "flux2"
             ),
@@ -145,5 +145,8 @@ class KleinMultiReference(io.ComfyNode):
         )
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
         return with_report(
-            cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
+            cls,
+            *combine(
+                positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size, all_ours(cls)
+            ),
         )

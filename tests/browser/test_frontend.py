@@ -79,7 +79,7 @@ def test_reports_stand_on_their_nodes(page, comfy):
     texts = page.evaluate("""Object.fromEntries(app.graph.nodes
         .map(node => [node.type, node.widgets?.find(widget => widget.name === '$$node-text-preview')?.value])
         .filter(([type, value]) => value))""")
-    assert texts["KleinMultiReference"].startswith("image 1: 96x64, 24 tokens, 4 %\nimage 2: 96x64")
+    assert texts["KleinMultiReference"].startswith("image 1: 96x64, 24 tokens, 4 % of the attention's keys\nimage 2: 96x64")
     prompt = page.evaluate("app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets[0].value")
     tokens = len(tokenize(load_tokenizer(provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer"), prompt))
     assert texts["KleinPrompt"] == f"{tokens} of 512 tokens, nothing was cut"
