@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-import urllib.request
 from pathlib import Path
 
-from . import provision
+from . import contract, provision
 
 LANGUAGES = ("en", "zh", "ja", "ko", "es", "fr", "de", "ru")
 SCRIPTS = {"zh": "CJK", "ja": ("CJK", "HIRAGANA", "KATAKANA"), "ko": "HANGUL", "ru": "CYRILLIC"}
@@ -71,23 +69,8 @@ def write(language: str, texts: dict) -> None:
     path_of(language).write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def nodes_of(address: str) -> dict:
-    with urllib.request.urlopen(f"{address}/object_info") as answer:
-        return {name: node for name, node in json.load(answer).items() if name.startswith("Klein")}
-
-
 def main() -> int:
-    if sys.argv[1:]:
-        nodes = nodes_of(sys.argv[1])
-    else:
-        from .server import Server
-
-        with tempfile.TemporaryDirectory() as base:
-            server = Server(Path(base)).start()
-            try:
-                nodes = nodes_of(server.url)
-            finally:
-                server.stop()
+    nodes = contract.nodes(*sys.argv[1:])
     before, now = read("en"), english(nodes)
     write("en", now)
     changed = [each for each in keys(now) if each in keys(before) and value(now, each) != value(before, each)]
