@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
+from ..errors import KleinError
 from ..samplers.schedule import SCHEDULES
 from .checks import check
 from .host.compat import aliases
-from .host.sampling import latent_tokens, make_sigmas, pixel_tokens, sample
+from .host.sampling import check_guidance, latent_tokens, make_sigmas, pixel_tokens, sample
 from .loaders import CATEGORY
 
 STEPS = dict(default=4, min=1, max=200, tooltip="4 for klein, 20 to 50 for klein base.")
@@ -15,6 +16,7 @@ SCHEDULE = dict(
     tooltip="How noise falls with image size. official: Black Forest Labs' rule, which jumps above 4300 tokens (about "
     "1072x1024). continuous: the same rule without the jump. constant: that of 1024x1024 at every size.",
 )
+UNCONNECTED = object()
 DENOISE = dict(
     default=1.0,
     min=0.0,
@@ -63,6 +65,17 @@ class KleinDistilledSampler(io.ComfyNode):
             outputs=[io.Latent.Output(tooltip="The image, for VAE Decode.")],
             **aliases("klein sampler", "ksampler", "flux2 sampler", "euler", "4 steps", "distilled", "denoise"),
         )
+
+    @classmethod
+    def validate_inputs(cls, cfg, negative=UNCONNECTED):
+        """When the graph is queued. The host checks no bounds of what is named here; what comes over a link is None."""
+        try:
+            if cfg is not None:
+                check(cls, cfg=cfg)
+                check_guidance(cfg, negative is not UNCONNECTED)
+        except KleinError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(

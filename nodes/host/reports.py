@@ -16,11 +16,13 @@ def all_ours(node: type[io.ComfyNode]) -> bool:
         return False
     from nodes import NODE_CLASS_MAPPINGS  # only beside a server: elsewhere the name is this pack's
 
-    gives = {number: getattr(NODE_CLASS_MAPPINGS.get(each["class_type"]), "RETURN_TYPES", ()) for number, each in graph.items()}
+    gives = {
+        number: getattr(NODE_CLASS_MAPPINGS.get(each.get("class_type")), "RETURN_TYPES", ()) for number, each in graph.items()
+    }
 
     def made_here(each: dict) -> bool:
         """From a file, not from another model."""
-        links = [value for value in each["inputs"].values() if isinstance(value, list) and len(value) == 2]
+        links = [value for value in each.get("inputs", {}).values() if isinstance(value, list) and len(value) == 2]
         return not any("MODEL" in gives.get(str(source), ()) for source, _ in links)
 
     makers = {each["class_type"] for number, each in graph.items() if "MODEL" in gives[number] and made_here(each)}
