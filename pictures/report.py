@@ -38,7 +38,12 @@ def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prom
     for number, entry in enumerate(entries, start=1):
         source = "" if entry.source in (None, entry.size) else f"{entry.source[0]}x{entry.source[1]} to "
         size = f"{source}{entry.size[0]}x{entry.size[1]}"
-        parts = [f"image {number}: {size}", f"{entry.tokens} tokens", f"{100 * entry.tokens / total:.0f} %", *entry.notes]
+        parts = [
+            f"image {number}: {size}",
+            f"{entry.tokens} tokens",
+            f"{100 * entry.tokens / total:.0f} % of the attention's keys",
+        ]
+        parts += entry.notes
         lines.append(", ".join(parts))
     lines.append(f"canvas: {canvas[0]}x{canvas[1]}, {image_tokens} tokens, {total} with text and references")
     return "\n".join(lines + [f"Warning: {text}" for text in warnings + naming(len(entries), prompt)])

@@ -24,10 +24,11 @@ KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB
 _latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
 
 
-def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size):
+def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size, ours=False):
     """(positive, negative, LATENT, KLEIN_CANVAS, report) with references appended to those that the conditioning has.
 
-    images: socket -> IMAGE, in order. Each image of a batch is a reference of its own.
+    images: socket -> IMAGE, in order. Each image of a batch is a reference of its own. ours: every model of the graph is
+    Klein Flow Loader's.
     """
     images = {socket: pictures(image) for socket, image in images.items()}
     chosen = [Reference(single) for image in images.values() for single in image] + list(references or ())
@@ -36,7 +37,7 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
     canvases = [fit(ref.source, sizing, max_megapixels, several) for ref in chosen]
     canvas = output_canvas([*(known_by_latent(latent) for latent in before), *canvases], width, height)
     warnings = gaps(images, len(before) + 1)
-    positive, negative, lines = join(positive, negative, vae, chosen, canvases, canvas.size, warnings)
+    positive, negative, lines = join(positive, negative, vae, chosen, canvases, canvas.size, warnings, ours)
     latent = torch.zeros(
         batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
     )
@@ -48,7 +49,7 @@ def references_of(conditioning) -> list[torch.Tensor]:
     return (conditioning[0][1].get("reference_latents") or []) if conditioning else []
 
 
-def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas], size: Size, warnings: list[str]):
+def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas], size: Size, warnings: list[str], ours: bool):
     """(positive, negative, report) with these references, each on its canvas, behind those that the conditioning has.
     size: of the image to be made."""
     values = positive[0][1] if positive else {}
@@ -72,7 +73,7 @@ def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas
             warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
     text = positive[0][0].shape[1] if positive else 0
     lines = report(entries, size, text, prompt_of(values), warnings)
-    if any(control != NEUTRAL for control in (*old, *controls)):
+    if not ours and any(control != NEUTRAL for control in (*old, *controls)):
         lines += "\nStrength, mask and window need a model of Klein Flow Loader."
     added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
     return *added, lines

@@ -32,10 +32,7 @@ def sample(
         raise KleinError("The latent holds NaN or infinity, expected numbers: change the node that made it.")
     if sigmas is not None and not (sigmas.ndim == 1 and sigmas.isfinite().all()):
         raise KleinError("The sigmas are not a row of finite numbers: connect those of a scheduler, or none.")
-    if cfg > 1 and negative is None:
-        raise KleinError(
-            f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
-        )
+    check_guidance(cfg, negative is not None)
     for conditioning in (positive, negative or []):
         for text, values in conditioning:
             _check(model, text, values)
@@ -61,6 +58,14 @@ def sample(
         seed=seed,
     )
     return {**latent, "samples": out.to(samples.device)}
+
+
+def check_guidance(cfg: float, connected: bool) -> None:
+    """KleinError where cfg asks for a negative conditioning and none is connected."""
+    if cfg > 1 and not connected:
+        raise KleinError(
+            f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
+        )
 
 
 def _euler(model, x, sigmas, extra_args, callback, disable) -> torch.Tensor:

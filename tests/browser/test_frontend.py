@@ -118,7 +118,9 @@ def test_reports_stand_on_their_nodes_and_are_back_after_a_reload_and_a_cached_r
     queue(page, "app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets[0].value = 'image 1 at night';")
     texts = page.evaluate(REPORTS)
     lines = [line for line, _ in texts["KleinMultiReference"]]
-    assert lines[0].startswith("image 1: 96x64, 24 tokens, 4 %") and lines[1].startswith("image 2: 96x64")
+    assert lines[0].startswith("image 1: 96x64, 24 tokens, 4 % of the attention's keys") and lines[1].startswith(
+        "image 2: 96x64"
+    )
     prompt = page.evaluate("app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets[0].value")
     tokens = len(tokenize(load_tokenizer(provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer"), prompt))
     assert texts["KleinPrompt"] == [[f"{tokens} of 512 tokens, nothing was cut", ""]]

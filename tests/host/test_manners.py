@@ -9,6 +9,7 @@ import torch
 from websocket import WebSocketTimeoutException, create_connection
 
 from tools import inprocess, small
+from tools.server import PromptError
 from tools.small import relative
 
 
@@ -97,3 +98,10 @@ def test_at_cfg_1_the_negative_is_computed_where_a_patch_asks_for_it(flow):
 
 def test_at_cfg_1_the_negative_changes_nothing_where_no_patch_asks_for_it(flow):
     assert torch.equal(sampled(flow, negative=True, flag=None)[0], sampled(flow, negative=False, flag=None)[0])
+
+
+def test_an_error_is_told_by_its_sentence_and_by_no_path_of_a_module(graph, comfy):
+    graph.sampler["latent_image"] = graph.new("EmptyLatentImage", width=64, height=64, batch_size=1)
+    with pytest.raises(PromptError, match="^The latent has shape") as error:
+        comfy.run(graph)
+    assert error.value.kind == "KleinError"

@@ -37,9 +37,9 @@ def test_the_report_gives_sizes_tokens_and_the_share_of_the_whole_sequence():
     """Of 128 text, 256 image and 640 reference tokens, 576 are 56 %, of the image's own they would be 225 %."""
     entries = [Entry((400, 300), (512, 288), 576, ("strength 0.5",)), Entry(None, (128, 128), 64), Entry((16, 16), (16, 16), 0)]
     assert report(entries, (512, 128), 128, None, ["a warning"]).split("\n") == [
-        "image 1: 400x300 to 512x288, 576 tokens, 56 %, strength 0.5",
-        "image 2: 128x128, 64 tokens, 6 %",
-        "image 3: 16x16, 0 tokens, 0 %",
+        "image 1: 400x300 to 512x288, 576 tokens, 56 % of the attention's keys, strength 0.5",
+        "image 2: 128x128, 64 tokens, 6 % of the attention's keys",
+        "image 3: 16x16, 0 tokens, 0 % of the attention's keys",
         "canvas: 512x128, 256 tokens, 1024 with text and references",
         "Warning: a warning",
     ]
