@@ -39,7 +39,7 @@ def test_a_page_says_what_the_node_costs_its_neutral_value_and_what_goes_wrong(p
     found = sections(path.read_text(encoding="utf-8"))
     assert list(found)[-3:] == SECTIONS
     assert all(len(found[name]) >= 8 for name in SECTIONS)
-    assert len(sentences(path.read_text(encoding="utf-8"))) >= 2
+    assert sentences(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
