@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension
 from .nodes.cache import KleinReferenceCache
 from .nodes.editing import KleinCanvasRestore, KleinEdit
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
+from .nodes.lora import KleinLoraLoader
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
@@ -18,6 +19,7 @@ class KleinExtension(ComfyExtension):
             KleinFlowLoader,
             KleinQwen3EncoderLoader,
             KleinVAELoader,
+            KleinLoraLoader,
             KleinPrompt,
             KleinReference,
             KleinMultiReference,
