@@ -337,13 +337,13 @@ def _refuse_size(lora: Lora, flow: Shapes) -> None:
     lora.size = _named(wide)
     if wide != own:
         raise KleinError(
-            f"{lora.name} is a LoRA for {_named(wide)} (hidden size {wide}), and this model is {_named(own)} (hidden size {own}): "
-            f"load the model that it was made for, or choose a LoRA for this one."
+            f"{lora.name} is a LoRA for {_named(wide)}, and this model is {_named(own)}: load the model that it was made for, or "
+            f"choose a LoRA for this one."
         )
 
 
 def _named(hidden: int) -> str:
-    return HIDDEN.get(hidden, f"a model of hidden size {hidden}")
+    return f"{HIDDEN.get(hidden, 'a model')} of hidden size {hidden}"
 
 
 def _trainer(checkpoint: Checkpoint) -> str:

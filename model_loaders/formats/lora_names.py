@@ -48,7 +48,7 @@ OTHERS = {
     "Stable Diffusion": r"(input_blocks_|output_blocks_|down_blocks_|up_blocks_|mid_block_|lora_te2_)",
     "Stable Diffusion 3": r"joint_blocks_",
     "Wan": r"(^|_)blocks_N_(self|cross)_attn_",
-    "Z-Image": r"layers_\d+_(attention|feed_forward|adaLN)",
+    "Z-Image": r"layers_N_(attention|feed_forward|adaLN)",
 }
 
 

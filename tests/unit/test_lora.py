@@ -184,12 +184,12 @@ def test_the_size_that_it_was_made_for_is_named(read):
         f"double_blocks.0.img_attn.{part}.weight": shape for part, shape in (("qkv", (12288, 4096)), ("proj", (4096, 4096)))
     }
     nine = {**wide, "img_in.weight": (4096, 128)}
-    assert read(pair(out=4096, into=4096), flow=nine).size == "FLUX.2 [klein] 9B"
-    for width, name in ((3072, "FLUX.2 [klein] 4B"), (6144, "FLUX.2 [dev]"), (2048, "a model of hidden size 2048")):
+    assert read(pair(out=4096, into=4096), flow=nine).size == "FLUX.2 [klein] 9B of hidden size 4096"
+    for width, name in ((3072, "FLUX.2 [klein] 4B"), (6144, "FLUX.2 [dev]"), (2048, "a model")):
         with pytest.raises(KleinError) as refused:
             read(pair(out=width, into=width), flow=nine)
         assert str(refused.value) == (
-            f"style.safetensors is a LoRA for {name} (hidden size {width}), and this model is FLUX.2 [klein] 9B (hidden size 4096): "
+            f"style.safetensors is a LoRA for {name} of hidden size {width}, and this model is FLUX.2 [klein] 9B of hidden size 4096: "
             f"load the model that it was made for, or choose a LoRA for this one."
         )
 
@@ -281,7 +281,7 @@ def test_the_text_encoders_part_asks_for_the_encoder(read):
             read(own)
         lora = read(own, encoder={weight: (48, 32)})
         assert lora.matched and list(lora.deltas["encoder"]) == [weight]
-        above = {key.replace("3_self", "30_self").replace("3.self", "30.self"): tensor for key, tensor in own.items()}
+        above = {key.replace("3_self", "30_self").replace("3.self", "30.self"): tensor.clone() for key, tensor in own.items()}
         assert len(read({**own, **above}, encoder={weight: (48, 32)}).unmatched) == 2
 
 
