@@ -75,3 +75,109 @@ def test_on_fp8_a_small_loras_effect_is_within_1_percent_where_the_hosts_own_los
     assert torch.equal(velocity(model), plain)
     weight = model.model.diffusion_model.get_submodule(LAYER.removesuffix(".weight")).weight
     assert isinstance(weight, import_lora.QuantizedTensor)
+
+
+@pytest.mark.parametrize("stored", ["dense", "fp8"])
+@pytest.mark.parametrize("memory", [1, 2**20])
+def test_offloaded_in_whole_and_in_part_it_is_the_same(tmp_path, state, lora_file, stored, memory):
+    tensors, metadata, _ = small.fp8_state(state, "metadata") if stored == "fp8" else (state, None, None)
+    model = load(tmp_path, tensors, metadata)
+    patched = attach(model, lora_file())
+    want = velocity(patched)
+    assert relative(velocity(patched, memory), want) < 1e-5
+    assert relative(velocity(model), want) > 1e-2
+
+
+def dora(seed, module="double_blocks.0.img_attn.qkv", width=256):
+    magnitude = 1 + torch.rand(3 * width, 1, generator=torch.Generator().manual_seed(seed))
+    return {f"lora_unet_{module.replace('.', '_')}.dora_scale": magnitude}
+
+
+@pytest.mark.parametrize("stored", ["dense", "fp8"])
+def test_doras_and_loras_in_any_order_are_each_of_the_models_own_weight(tmp_path, state, lora_file, stored):
+    tensors, metadata, by_hand = small.fp8_state(state, "metadata") if stored == "fp8" else (state, None, state)
+    paths = [
+        lora_file(seed=1),
+        lora_file(seed=2, more=dora(1)),
+        lora_file(seed=3, more=dora(2)),
+        lora_file("diffusers", seed=4),
+    ]
+    want = dict(by_hand)
+    for strength, path in zip((1.0, 0.5, -0.3, 0.8), paths):
+        one = merged(by_hand, read_lora(path, shapes(state)), strength)
+        want = {name: want[name] + one[name] - by_hand[name] for name in want}
+    want = velocity(load(tmp_path, want, name="merged.safetensors"))
+    model = load(tmp_path, tensors, metadata)
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)):
+        patched = model
+        for place in order:
+            patched = attach(patched, paths[place], (1.0, 0.5, -0.3, 0.8)[place])
+        assert relative(velocity(patched), want) < 1e-5
+    assert not model.patches and not model.weight_wrapper_patches
+
+
+def test_a_merge_after_it_scales_it_and_one_before_does_not(tmp_path, state, lora_file):
+    model, path = load(tmp_path, state), lora_file(more=dora(1))
+    other = small.flow_state(seed=1, **small.FLOW)
+    lora = read_lora(path, shapes(state))
+    key = f"diffusion_model.{LAYER}"
+    after = attach(model, path).clone()
+    after.add_patches({key: (other[LAYER],)}, 0.5, 0.5)
+    before = model.clone()
+    before.add_patches({key: (other[LAYER],)}, 0.5, 0.5)
+    before = attach(before, path)
+    mixed = {**state, LAYER: 0.5 * state[LAYER] + 0.5 * other[LAYER]}
+    want = merged(mixed, lora)
+    assert relative(velocity(before), velocity(load(tmp_path, want, name="before.safetensors"))) < 1e-5
+    want = merged(state, lora)
+    want[LAYER] = 0.5 * want[LAYER] + 0.5 * other[LAYER]
+    assert relative(velocity(after), velocity(load(tmp_path, want, name="after.safetensors"))) < 1e-5
+
+
+@pytest.mark.parametrize("stored", ["dense", "fp8"])
+def test_the_reference_caches_key_changes_with_it(tmp_path, state, lora_file, run, stored):
+    cache = inprocess.import_adapter("cache")
+    tensors, metadata, _ = small.fp8_state(state, "metadata") if stored == "fp8" else (state, None, None)
+    model = cache.attach(load(tmp_path, tensors, metadata), "across_runs", "gpu", "model")[0]
+    plain, _ = run(model)
+    patched = attach(model, lora_file())
+    got, kept = run(patched)
+    assert not kept and not torch.equal(got, plain)
+    assert check(run, patched)
+    stronger = attach(model, lora_file(), 0.5)
+    assert not run(stronger)[1]
+    assert torch.equal(run(model)[0], plain)
+
+
+def test_hook_loras_of_the_host_go_on_top(tmp_path, state, lora_file, run):
+    import comfy.hooks
+
+    model = attach(load(tmp_path, state), lora_file())
+    key = f"diffusion_model.{LAYER}"
+    extra = torch.ones(768, 256) / 50
+    want = model.clone()
+    want.add_patches({key: (extra,)}, 1.0)
+    want, _ = run(want)
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.need_weight_init, hook.weights = False, {key: (extra,)}
+    hooked = model.clone()
+    hooked.add_hook_patches(hook, hook.weights, 1.0)
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    assert relative(run(hooked, hooks=group)[0], want) < 1e-5
+    assert relative(run(model)[0], want) > 1e-3
+
+
+def test_the_host_can_rebuild_its_patches_and_count_their_bytes(tmp_path, state, lora_file):
+    """As newer hosts do when they stream weights: type(patch)(loaded_keys, weights with tensors elsewhere)."""
+    adapters = inprocess.import_adapter("lora")
+    patched = attach(load(tmp_path, state), lora_file())
+    ((_, adapter, *_),) = patched.patches[f"diffusion_model.{LAYER}"]
+    again = type(adapter)(adapter.loaded_keys, adapter.weights)
+    zeros = torch.zeros(768, 256)
+    got = again.calculate_weight(zeros.clone(), LAYER, 2.0, 1.0, None, None, torch.float32, None)
+    assert torch.equal(got, adapter.calculate_weight(zeros.clone(), LAYER, 2.0, 1.0, None, None)) and got.abs().max() > 0
+    late = adapters.CallTime(adapter.weights)
+    assert late.move_to("cpu") == 4 * 4 * (768 + 256)
+    assert torch.equal(late(zeros.clone()) * 2, got)
+    assert late(zeros.to(small.FP8)).dtype == small.FP8
