@@ -110,3 +110,47 @@ def test_a_file_that_was_written_anew_is_read_anew(graph, comfy):
         model = with_lora(graph, graph.model, "again.safetensors")
         results.append(graph.latents(sampled(graph, model))[0])
     assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("stored", ["dense", "fp8"])
+def test_the_part_of_the_text_encoder_goes_to_clip(graph, comfy, oracle, stored):
+    """Against the encoder with merged weights; both parts in one file, each with a strength of its own."""
+    state = small.encoder_state(oracle.text_encoder)
+    generator = torch.Generator().manual_seed(6)
+    tensors = written("kohya", STATE, seed=6)[0]
+    by_hand = small.fp8_state(state, "comfy_quant")[2] if stored == "fp8" else dict(state)
+    for layer in ("layers.0.self_attn.q_proj", "layers.5.mlp.down_proj", "layers.26.self_attn.o_proj"):
+        out, into = state[f"model.{layer}.weight"].shape
+        up, down = torch.randn(out, 4, generator=generator) / 8, torch.randn(4, into, generator=generator) / 8
+        tensors[f"text_encoder.{layer}.lora_B.weight"], tensors[f"text_encoder.{layer}.lora_A.weight"] = up, down
+        by_hand[f"model.{layer}.weight"] = by_hand[f"model.{layer}.weight"].float() + 0.5 * up @ down
+    small.save(tensors, comfy.base / "models/loras/both.safetensors")
+    if stored == "fp8":
+        small.save(small.fp8_state(state, "comfy_quant")[0], comfy.base / "models/text_encoders/quantised.safetensors")
+        graph.clip["encoder_name"] = "quantised.safetensors"
+    small.save(by_hand, comfy.base / f"models/text_encoders/merged-{stored}.safetensors")
+    text = graph.prompt["text"]
+    graph.without_image()
+
+    def through(clip):
+        return graph.new(
+            "KleinDistilledSampler", **{**graph.sampler, "positive": graph.new("KleinPrompt", clip=clip, text=text)}
+        )
+
+    both = with_lora(graph, graph.model, "both.safetensors", strength=0.0, clip=graph.clip_out, clip_strength=0.5)
+    off = with_lora(graph, graph.model, "both.safetensors", clip=graph.clip_out, clip_strength=0.0)
+    merged_clip = graph.new("KleinQwen3EncoderLoader", encoder_name=f"merged-{stored}.safetensors", device="default")
+    got, want, plain, same = graph.latents(
+        through([both[0], 1]), through(merged_clip), through(graph.clip_out), through([off[0], 1])
+    )
+    assert relative(got, want) < 1e-5 * STEPS
+    assert relative(plain, want) > 1e-3 and torch.equal(same, plain)
+
+
+def test_without_clip_the_report_asks_for_it(graph, comfy, loras):
+    tensors = {**loras["kohya.safetensors"], "lora_te_layers_0_mlp_up_proj.lora_up.weight": torch.zeros(128, 2)}
+    tensors["lora_te_layers_0_mlp_up_proj.lora_down.weight"] = torch.zeros(2, 64)
+    small.save(tensors, comfy.base / "models/loras/te.safetensors")
+    report = graph.new("PreviewAny", source=[with_lora(graph, graph.model, "te.safetensors")[0], 2])
+    (text,) = comfy.run(graph)[report[0]]["text"]
+    assert "Warning: 2 keys are for the text encoder: connect clip" in text.splitlines()
