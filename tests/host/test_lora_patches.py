@@ -173,7 +173,10 @@ def test_the_host_can_rebuild_its_patches_and_count_their_bytes(tmp_path, state,
     adapters = inprocess.import_adapter("lora")
     patched = attach(load(tmp_path, state), lora_file())
     ((_, adapter, *_),) = patched.patches[f"diffusion_model.{LAYER}"]
-    again = type(adapter)(adapter.loaded_keys, adapter.weights)
+    import comfy.lora
+
+    prepare = getattr(comfy.lora, "prefetch_prepared_value", None)  # of such hosts
+    again = prepare(adapter, [0], None, None, False) if prepare else type(adapter)(adapter.loaded_keys, adapter.weights)
     zeros = torch.zeros(768, 256)
     got = again.calculate_weight(zeros.clone(), LAYER, 2.0, 1.0, None, None, torch.float32, None)
     assert torch.equal(got, adapter.calculate_weight(zeros.clone(), LAYER, 2.0, 1.0, None, None)) and got.abs().max() > 0
@@ -181,3 +184,68 @@ def test_the_host_can_rebuild_its_patches_and_count_their_bytes(tmp_path, state,
     assert late.move_to("cpu") == 4 * 4 * (768 + 256)
     assert torch.equal(late(zeros.clone()) * 2, got)
     assert late(zeros.to(small.FP8)).dtype == small.FP8
+
+
+def test_at_strength_0_not_even_the_file_is_looked_at(tmp_path, state, lora_file, oracle):
+    module = inprocess.import_adapter("lora")
+    model = load(tmp_path, state)
+    encoder = small.save(small.encoder_state(oracle.text_encoder), tmp_path / "encoder.safetensors")
+    clip = inprocess.import_adapter("encoder").load_clip(encoder)
+    absent = tmp_path / "absent.safetensors"
+    for given in (None, clip):
+        got = module.attach(model, given, absent, 0.0, 0.0)
+        assert got[0] is model and got[1] is given and got[2] == "absent.safetensors: strength 0, nothing is changed"
+    assert module.attach(model, clip, lora_file(), 1.0, 0.0)[1] is clip
+    assert module.attach(model, clip, lora_file(), 0.0, 1.0)[0] is model
+
+
+def test_a_dora_after_the_hosts_own_patches_is_of_the_models_own_weight(tmp_path, state, lora_file):
+    model, path = load(tmp_path, state), lora_file(more=dora(1))
+    extra = torch.randn(768, 256, generator=torch.Generator().manual_seed(8)) / 16
+    patched = model.clone()
+    patched.add_patches({f"diffusion_model.{LAYER}": (extra,)}, 1.0)
+    want = merged(state, read_lora(path, shapes(state)))
+    want[LAYER] = want[LAYER] + extra
+    assert relative(velocity(attach(patched, path)), velocity(load(tmp_path, want, name="merged.safetensors"))) < 1e-5
+
+
+def test_on_fp8_it_goes_with_the_hosts_own_patches_loaded_or_not(tmp_path, state, lora_file):
+    """The host's own are rounded to fp8, loaded and offloaded alike."""
+    quantised, metadata, by_hand = small.fp8_state(state, "metadata")
+    model, path = load(tmp_path, quantised, metadata), lora_file()
+    extra = torch.randn(768, 256, generator=torch.Generator().manual_seed(8)) / 16
+    patched = model.clone()
+    patched.add_patches({f"diffusion_model.{LAYER}": (extra,)}, 1.0)
+    patched = attach(patched, path)
+    want = merged(by_hand, read_lora(path, shapes(state)))
+    want[LAYER] = want[LAYER] + extra
+    want = velocity(load(tmp_path, want, name="merged.safetensors"))
+    for memory in (None, 1):
+        assert relative(velocity(patched, memory), want) < 0.02
+
+
+def test_the_hosts_loader_takes_all_of_its_own_names_and_misreads_dora(tmp_path, state, lora_file):
+    model = load(tmp_path, state)
+    *_, report = inprocess.import_adapter("lora").attach(model, None, lora_file(), 1.0, 1.0)
+    assert report.splitlines()[-1] == "ComfyUI's own LoRA loader would take all of them"
+    *_, report = inprocess.import_adapter("lora").attach(model, None, lora_file(more=dora(1)), 1.0, 1.0)
+    assert report.splitlines()[-1] == "ComfyUI's own LoRA loader would divide DoRA by another norm"
+    path = small.save(
+        written("ai-toolkit", state)[0],
+        tmp_path / "header.safetensors",
+        {"lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 2}'},
+    )
+    *_, report = inprocess.import_adapter("lora").attach(model, None, path, 1.0, 1.0)
+    assert report.splitlines()[-1] == "ComfyUI's own LoRA loader would not read their alpha"
+
+
+def test_the_hosts_names_of_the_text_encoder_are_known(tmp_path, state, oracle):
+    encoder = small.save(small.encoder_state(oracle.text_encoder), tmp_path / "encoder.safetensors")
+    clip = inprocess.import_adapter("encoder").load_clip(encoder)
+    key = next(name for name, _ in clip.cond_stage_model.named_parameters() if name.endswith("5.mlp.up_proj.weight"))
+    name = f"text_encoders.{key.removesuffix('.weight')}"
+    tensors = {f"{name}.lora_up.weight": torch.zeros(128, 2), f"{name}.lora_down.weight": torch.zeros(2, 64)}
+    path = small.save(tensors, tmp_path / "te.safetensors")
+    *_, report = inprocess.import_adapter("lora").attach(load(tmp_path, state), clip, path, 1.0, 1.0)
+    assert "2 of 2 keys matched, 0 unmatched, 0 of the wrong size" in report.splitlines()
+    assert report.splitlines()[-1] == "ComfyUI's own LoRA loader would take all of them"

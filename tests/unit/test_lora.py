@@ -291,3 +291,33 @@ def test_names_that_share_an_end_are_told_apart(state, read):
     conv = {name: tensor[..., None, None] for name, tensor in tensors.items()}
     assert apart(merged(state, read(conv)), merged(state, read(tensors))) == 0
     assert matrices(state).keys() > {"img_in"}
+
+
+def test_the_rank_is_that_of_the_matrices_whatever_settings_say(state, read):
+    """peft's patterns may be regular expressions, which are not followed."""
+    settings = {"lora_adapter_metadata": json.dumps({"transformer.r": 8, "transformer.lora_alpha": 8})}
+    (changes,) = read(pair(), settings).deltas["flow"].values()
+    assert changes[0][0].scale == 2
+
+
+def test_an_alpha_says_nothing_of_a_lokr_of_whole_matrices(state, read):
+    first, second = torch.randn(8, 16), torch.randn(8, 4)
+    tensors = {f"{NAME}.lokr_w1": first, f"{NAME}.lokr_w2": second, f"{NAME}.alpha": torch.tensor(9999999999.0)}
+    got = merged(state, read(tensors))
+    want = by_hand(state, "bfl", {"double_blocks.0.img_attn.proj": torch.kron(first, second)})
+    assert apart(got, want) < TOLERANCE
+
+
+def test_an_alpha_or_a_magnitude_alone_is_counted_as_without_a_place(read):
+    lone = {"lora_unet_single_blocks_0_linear2.alpha": torch.tensor(1.0), "transformer.proj_out.dora_scale": torch.ones(128, 1)}
+    assert set(read({**pair(), **lone}).unmatched) == lone.keys()
+
+
+def test_a_file_that_is_overwritten_changes_nothing_that_was_read(state, read, tmp_path):
+    lora = read(pair())
+    want = merged(state, lora)
+    path = tmp_path / "style.safetensors"
+    with path.open("r+b") as stream:
+        stream.seek(path.stat().st_size - 512)
+        stream.write(bytes(512))
+    assert apart(merged(state, lora), want) == 0
