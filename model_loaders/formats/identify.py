@@ -22,7 +22,7 @@ class Kind:
 LOAD_FLOW = "load it with the Klein Flow Loader and "
 LOAD_ENCODER = "load it with the Klein Qwen3 Encoder Loader and "
 LOAD_VAE = "load it with the Klein VAE Loader and "
-LOAD_LORA = "apply it with a LoRA loader node and "
+LOAD_LORA = "apply it with the Klein LoRA Loader and "
 LOAD_CORE = "load it with ComfyUI's own loaders and "
 
 EXPECTED = {

@@ -133,7 +133,11 @@ def _modules(checkpoint: Checkpoint, lora: Lora) -> dict[str, tuple[Target, dict
 
 
 def _refuse_others(lora: Lora, modules: dict[str, tuple[Target, dict[str, str]]], flow: Shapes) -> None:
-    """KleinError for a LoRA of another model, told by what klein does not have."""
+    """KleinError for a LoRA of another model, told by what klein does not have, or of a kind that is not read: its tensors may
+    change what those beside them mean."""
+    kind = unread(lora.unmatched)
+    if kind:
+        raise KleinError(f"{lora.name} holds {kind[0]} weights ({kind[1]}), expected LoRA, LoKr, LoHa or DoRA: {AGAIN}")
     other = foreign([name.rpartition(".")[0] or name for name in lora.unmatched])
     if other:
         raise KleinError(
@@ -154,9 +158,6 @@ def _refuse_others(lora: Lora, modules: dict[str, tuple[Target, dict[str, str]]]
 
 
 def _refuse_rest(lora: Lora, encoder: Shapes | None) -> None:
-    kind = unread(lora.unmatched)
-    if kind:
-        raise KleinError(f"{lora.name} holds {kind[0]} weights ({kind[1]}), expected LoRA, LoKr, LoHa or DoRA: {AGAIN}")
     if lora.unread and encoder is None:
         raise KleinError(f"{lora.name} is a LoRA for the text encoder alone: connect clip, and set clip_strength.")
     wrong = f", {len(lora.wrong_size)} of them for weights of another size" if lora.wrong_size else ""

@@ -27,30 +27,30 @@ class Delta:
 Term = tuple[float, Delta, tuple[Tensor, ...]]  # strength, how, with what
 
 
-def product(parts: dict[str, Tensor]) -> Tensor:
-    """The delta at scale 1, float32."""
+def product(parts: dict[str, Tensor], scale: float) -> Tensor:
+    """The delta, float32."""
     wide = {part: tensor.float() for part, tensor in parts.items() if part != "magnitude"}
     if "up" in wide:
-        return wide["up"] @ wide["down"]
+        return wide["up"] @ (wide["down"] * scale)
     if "hada_w1_a" in wide:
-        return (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
+        return (wide["hada_w1_a"] @ (wide["hada_w1_b"] * scale)).mul_(wide["hada_w2_a"] @ wide["hada_w2_b"])
     if "diff" in wide:
-        return wide["diff"]
+        return wide["diff"] * scale
     first, second = (wide[w] if w in wide else wide[f"{w}_a"] @ wide[f"{w}_b"] for w in ("lokr_w1", "lokr_w2"))
-    return torch.kron(first.contiguous(), second.contiguous())
+    return torch.kron((first * scale).contiguous(), second.contiguous())
 
 
 def change(weight: Tensor, delta: Delta, tensors: tuple[Tensor, ...]) -> Tensor:
     """What the LoRA at strength 1 adds to a weight of these rows, float32."""
     parts = {part: tensor.to(weight.device) for part, tensor in zip(delta.parts, tensors)}
-    added = product(parts) * delta.scale if delta.scale != 1 else product(parts)
+    added = product(parts, delta.scale)
     if "magnitude" in parts:
         wide = _swap(weight.float()) if delta.swapped else weight.float()
-        added = wide + added
+        added.add_(wide)
         axis = 0 if parts["magnitude"].ndim == 2 and parts["magnitude"].shape[0] == 1 else 1
         magnitude = parts["magnitude"].float().reshape((1, -1) if axis == 0 else (-1, 1))
         norm = added.norm(dim=axis, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        added = added.mul_(magnitude / norm).sub_(wide)
+        added.mul_(magnitude / norm).sub_(wide)
     return _swap(added) if delta.swapped else added
 
 

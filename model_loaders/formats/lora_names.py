@@ -17,6 +17,8 @@ PREFIXES = (
     "lora_te1_", "lora_te_", "text_encoders_", "text_encoder_", "qwen3_8b_", "qwen3_4b_", "qwen3_", "te_", "lora_",
 )  # fmt: skip
 
+LONGEST = 300  # characters of a name
+
 # What a tensor of a module is, by the end of its name. peft puts an adapter's name before `weight` (`lora_A.default.weight`).
 ENDS = {
     "down": r"lora_A|lora_down|lora\.down|lora_linear_layer\.down",
@@ -92,7 +94,7 @@ BLOCK = re.compile(r"(blocks|layers)_(\d{1,4})(?=_)")
 
 def split(name: str) -> tuple[str, str] | None:
     """(module, what the tensor is of it), None for what is no part of a LoRA."""
-    match = END.fullmatch(name)
+    match = END.fullmatch(name) if len(name) <= LONGEST else None
     if match is None:
         return None
     return match["module"], next(part for part in ENDS if match[part] is not None)

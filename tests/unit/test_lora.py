@@ -210,6 +210,7 @@ BROKEN = {
     "two kinds": ({**pair(), f"{NAME}.lokr_w1": torch.zeros(8, 8)}, f"style.safetensors has lokr_w1 beside other matrices of {NAME}: it is incomplete, "),
     "LoHa products": ({f"{NAME}.hada_w{i}_{x}": torch.zeros(*s) for i, x, s in ((1, "a", (64, 2)), (1, "b", (2, 64)), (2, "a", (32, 2)), (2, "b", (2, 64)))}, f"style.safetensors has {NAME} with products of shapes [(32, 64), (64, 64)], expected the same: "),
     "twice": ({**pair(), **{n.replace("diffusion_model.", ""): t for n, t in pair().items()}}, f"style.safetensors changes double_blocks.0.img_attn.proj twice, by {NAME}.lora_A.weight and by double_blocks.0.img_attn.proj.lora_A.weight, and nothing says which of them counts: "),
+    "Tucker": ({f"{NAME}.lokr_w1": torch.zeros(8, 8), f"{NAME}.lokr_w2_a": torch.zeros(8, 8), f"{NAME}.lokr_w2_b": torch.zeros(8, 8), f"{NAME}.lokr_t2": torch.zeros(8, 8, 1, 1)}, f"style.safetensors holds Tucker-decomposed weights ({NAME}.lokr_t2), expected LoRA, LoKr, LoHa or DoRA: "),
     "OFT": ({f"{NAME}.oft_blocks": torch.zeros(2, 4, 4)}, f"style.safetensors holds OFT weights ({NAME}.oft_blocks), expected LoRA, LoKr, LoHa or DoRA: "),
 }  # fmt: skip
 
