@@ -6,6 +6,7 @@ from .nodes.cache import KleinReferenceCache
 from .nodes.editing import KleinCanvasRestore, KleinEdit
 from .nodes.examples import KleinExamplePicture
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
+from .nodes.lora import KleinLoraLoader
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
@@ -19,6 +20,7 @@ class KleinExtension(ComfyExtension):
             KleinFlowLoader,
             KleinQwen3EncoderLoader,
             KleinVAELoader,
+            KleinLoraLoader,
             KleinPrompt,
             KleinReference,
             KleinMultiReference,

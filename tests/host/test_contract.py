@@ -11,6 +11,7 @@ CONTRACT = {
     "KleinFlowLoader": ("flow_name weight_dtype variant", "MODEL"),
     "KleinQwen3EncoderLoader": ("encoder_name device", "CLIP"),
     "KleinVAELoader": ("vae_name", "VAE"),
+    "KleinLoraLoader": ("model lora_name strength clip clip_strength", "MODEL CLIP STRING"),
     "KleinPrompt": ("clip text", "CONDITIONING STRING"),
     "KleinReference": ("image strength start_percent end_percent references mask", "KLEIN_REFERENCES"),
     "KleinMultiReference": (
