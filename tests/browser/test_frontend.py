@@ -87,3 +87,15 @@ def test_reports_stand_on_their_nodes(page, comfy):
     entry = max(comfy.get("/history").values(), key=lambda each: each["prompt"][0])
     assert texts["KleinMultiReference"] in [text for node in entry["outputs"].values() for text in node.get("text", ())]
     page.screenshot(path=provision.ROOT / "out/reports.png")  # to look at
+
+
+def test_the_help_of_a_node_opens_with_its_picture(page):
+    load(page, "klein_9b_text_to_image")
+    page.evaluate("app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'KleinDistilledSampler'))")
+    page.evaluate("app.canvas.setDirty(true, true)")
+    page.click("[data-testid=info-button]")
+    picture = page.wait_for_selector("img[src$='docs/images/KleinDistilledSampler.jpg']")
+    page.wait_for_function("picture => picture.naturalWidth > 300", arg=picture)
+    shown = page.evaluate("picture => picture.closest('.node-help-content, .comfy-markdown-content, div').innerText", picture)
+    assert "What goes wrong" in shown
+    page.screenshot(path=provision.ROOT / "out/help.png")  # to look at
