@@ -171,3 +171,15 @@ def test_text_of_a_graph_that_is_fitted_to_1600_by_1000_is_9_pixels_high_at_leas
     wide = max(node["pos"][0] + node["size"][0] for node in nodes) - min(node["pos"][0] for node in nodes)
     tall = max(node["pos"][1] + node["size"][1] for node in nodes) - min(node["pos"][1] for node in nodes)
     assert 14 * min(1600 / wide, 1000 / tall) >= 9
+
+
+def test_the_help_of_a_node_opens_with_its_picture(page):
+    load(page, "klein_9b_text_to_image")
+    page.evaluate("app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'KleinDistilledSampler'))")
+    page.evaluate("app.canvas.setDirty(true, true)")
+    page.click("[data-testid=info-button]")
+    picture = page.wait_for_selector("img[src$='docs/images/KleinDistilledSampler.jpg']")
+    page.wait_for_function("picture => picture.naturalWidth > 300", arg=picture)
+    shown = page.evaluate("picture => picture.closest('.node-help-content, .comfy-markdown-content, div').innerText", picture)
+    assert "What goes wrong" in shown
+    page.screenshot(path=provision.ROOT / "out/help.png")  # to look at

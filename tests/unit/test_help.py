@@ -51,6 +51,14 @@ def test_what_a_page_says_is_said_stands_in_the_code(path):
     assert lost == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_shows_the_node_in_a_graph(path):
+    """`python3 -m tools.help_pictures` draws them."""
+    picture = path.parent / "images" / f"{path.stem}.jpg"
+    assert f"](images/{picture.name})" in path.read_text(encoding="utf-8").split("|")[0]
+    assert picture.stat().st_size < 100_000
+
+
 def test_every_node_has_its_page():
     declared = re.findall(r'node_id="(\w+)"', "".join(path.read_text() for path in (ROOT / "nodes").glob("*.py")))
     assert sorted(declared) == [path.stem for path in PAGES]
