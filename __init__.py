@@ -10,6 +10,7 @@ from .nodes.lora import KleinLoraLoader
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
+from .serving.routes import register
 
 WEB_DIRECTORY = "./web"
 
@@ -34,4 +35,5 @@ class KleinExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> KleinExtension:
+    register()
     return KleinExtension()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.provision import install_chromium, provision, python
+from tools.provision import install_chromium, install_clients, provision, python
 
 ROOT = Path(__file__).resolve().parent
 
@@ -27,6 +27,8 @@ def main() -> int:
     provision()
     if sys.argv[1] in WITH_BROWSER:
         install_chromium()
+    if sys.argv[1] == "test":
+        install_clients()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return subprocess.run([python(), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT, env=environment).returncode
 

@@ -25,13 +25,15 @@ ROOMS = {
     | LIBRARIES
     | HOST,
     "nodes": {"klein.nodes", "klein.pictures", "klein.samplers", "klein.errors", "comfy_api"},
+    "serving/host.py": {"klein.serving", "klein.workflows.graph", "execution", "folder_paths", "nodes", "server"},
+    "serving": {"klein.serving", "klein.workflows.graph", "klein.nodes.host.files", "klein.errors", "aiohttp", "PIL"},
     "errors.py": set(),
-    "__init__.py": {"klein.nodes", "comfy_api"},
+    "__init__.py": {"klein.nodes", "klein.serving", "comfy_api"},
 }
 SHIPPED = [
     ROOT / "__init__.py",
     ROOT / "errors.py",
-    *sorted(path for room in ("nodes", *ENGINE) for path in (ROOT / room).rglob("*.py")),
+    *sorted(path for room in ("nodes", "serving", *ENGINE) for path in (ROOT / room).rglob("*.py")),
 ]
 OUTSIDE = [
     ROOT / "dev.py",
