@@ -6,6 +6,7 @@ from .nodes.cache import KleinReferenceCache
 from .nodes.editing import KleinCanvasRestore, KleinEdit
 from .nodes.examples import KleinExamplePicture
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
+from .nodes.preflight import KleinPreflight
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
@@ -28,6 +29,7 @@ class KleinExtension(ComfyExtension):
             KleinDistilledSampler,
             KleinSchedule,
             KleinExamplePicture,
+            KleinPreflight,
         ]
 
 

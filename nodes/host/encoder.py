@@ -109,6 +109,8 @@ class HostedEncoder(torch.nn.Module):
         self.pad, self.vocabulary = pad, file.sizes.vocabulary
         self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))
         self.load_device = load_device
+        self.width = 3 * file.sizes.hidden_size
+        self.weight_bytes = file.plan.nbytes
         self.dtypes = {file.dtype, *(torch.float8_e4m3fn for _ in quantised)}
 
     def set_clip_options(self, options: dict) -> None:
