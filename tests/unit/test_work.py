@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.preflight import peak
 from klein.model_loaders.flow.model import Flow
 from klein.model_loaders.flow.sizes import FlowSizes
 from klein.model_loaders.flow.work import Sequence, activation_bytes, kept_bytes, reading_operations, step_operations
@@ -74,3 +75,10 @@ def test_more_tokens_rows_and_kept_keys_need_more_memory():
     assert activation_bytes(KLEIN_9B, Sequence(512, 4096, 4096), 2) > 1.8 * one
     assert activation_bytes(KLEIN_9B, Sequence(512, 4096), 2, rows=2) > 1.9 * one
     assert activation_bytes(KLEIN_9B, Sequence(512, 4096, kept=4 * 4096), 2) > one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("references", "kept"), [(0, False), (2, False), (6, True)])
+def test_memory_of_activations_is_within_5_percent_of_the_tensors_that_lived_at_once(dtype, references, kept):
+    estimate, measured = peak(256, dtype, 256, references, kept)
+    assert abs(estimate / measured - 1) < 0.05, (estimate, measured)
