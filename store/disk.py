@@ -1,7 +1,7 @@
 """The folder of a store: one safetensors file an entry, named by its key.
 
-A file is written beside its place and then renamed into it, so that a reader sees all of it or nothing; its header says
-which key it is of, and a checksum of the rest. What does not agree is as if it were not there. Whoever writes holds the
+A file is written beside its place and then renamed into it, so that a reader sees all of it or nothing; its header has a
+checksum of its key and the rest. What does not agree is as if it were not there. Whoever writes holds the
 folder's lock, which the system lets go of when a process dies: several servers may share a folder, and what a dead one
 left half-written is seen and removed by the next.
 """
@@ -136,14 +136,14 @@ class Disk:
 def encoded(key: str, tensors: dict[str, Tensor], what: str) -> bytes:
     """An entry's file."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    header = {"store": FORMAT, "key": key, "what": what, "checksum": _checksum(key, what, tensors)}
+    header = {"store": FORMAT, "what": what, "checksum": _checksum(key, what, tensors)}
     return safetensors.torch.save(tensors, header)
 
 
 def decoded(key: str, data: bytes) -> dict[str, Tensor] | None:
     """The tensors of an entry's file; None where it is not one of this key, as it was written."""
     header = _header(data)
-    if header.get("store") != FORMAT or header.get("key") != key:
+    if header.get("store") != FORMAT:
         return None
     try:
         tensors = safetensors.torch.load(data)

@@ -155,7 +155,7 @@ def test_what_no_store_wrote_under_this_key_is_none(tmp_path, foreign):
 
 
 def test_what_a_dead_writer_left_is_removed_by_the_next(tmp_path):
-    (tmp_path / f"{key(1)}.tmp").write_bytes(b"\0" * MOST)
+    (tmp_path / f"{key(1)}.tmp").write_bytes(b"half")
     assert Disk(tmp_path, MOST).put(key(2), value(2), "a test")
     assert not (tmp_path / f"{key(1)}.tmp").exists()
 
