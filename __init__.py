@@ -7,6 +7,7 @@ from .nodes.editing import KleinCanvasRestore, KleinEdit
 from .nodes.examples import KleinExamplePicture
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
 from .nodes.lora import KleinLoraLoader
+from .nodes.preflight import KleinPreflight
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
@@ -31,6 +32,7 @@ class KleinExtension(ComfyExtension):
             KleinDistilledSampler,
             KleinSchedule,
             KleinExamplePicture,
+            KleinPreflight,
         ]
 
 

@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import editing, encode, load, references, step
+from . import editing, encode, load, preflight, references, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load", "editing")
+PARTS = ("step", "references", "encode", "load", "editing", "preflight")
 
 
 def main() -> None:
@@ -41,6 +41,8 @@ def main() -> None:
             rows += references.measure(folder, min(options.rounds, 3))
         if "editing" in options.parts:
             rows += editing.measure(folder, min(options.rounds, 3))
+        if "preflight" in options.parts:
+            rows += preflight.measure(folder)
     import comfyui_version
 
     print(f"\n{options.rounds} rounds; {platform.machine()}, {torch.get_num_threads()} threads, float32 matmul "

@@ -10,6 +10,14 @@ from .host.sampling import check_guidance, latent_tokens, make_sigmas, pixel_tok
 from .loaders import CATEGORY
 
 STEPS = dict(default=4, min=1, max=200, tooltip="4 for klein, 20 to 50 for klein base.")
+CFG = dict(
+    default=1.0,
+    min=1.0,
+    max=100.0,
+    step=0.1,
+    round=0.01,
+    tooltip="1 for klein (the negative is then not computed), 4 to 5 for klein base.",
+)
 SCHEDULE = dict(
     options=list(SCHEDULES),
     default="official",
@@ -48,15 +56,7 @@ class KleinDistilledSampler(io.ComfyNode):
                     tooltip="Of the noise. The same seed with the same settings gives the same image.",
                 ),
                 io.Int.Input("steps", **STEPS),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="1 for klein (the negative is then not computed), 4 to 5 for klein base.",
-                ),
+                io.Float.Input("cfg", **CFG),
                 io.Float.Input("denoise", **DENOISE),
                 io.Combo.Input("schedule", **SCHEDULE),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed when cfg is above 1: an empty prompt."),

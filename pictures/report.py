@@ -30,6 +30,11 @@ def named_images(prompt: str) -> set[int]:
     return named
 
 
+def weighted(prompt: str) -> list[str]:
+    """The parts of a prompt that are written as `(word:1.3)`, which other models' encoders weigh and klein reads as text."""
+    return re.findall(r"\([^()]*:\s*\d{0,9}\.?\d{1,9}\s*\)", prompt)
+
+
 def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prompt: str | None, warnings: list[str]) -> str:
     """A line for each reference, one for the canvas, and the warnings."""
     image_tokens = canvas[0] * canvas[1] // 256

@@ -75,6 +75,11 @@ NODE_TYPES = {
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
         {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, 3, (320, 200),
     ),
+    "KleinPreflight": NodeType(
+        [("model?", "MODEL"), ("clip?", "CLIP"), ("vae?", "VAE"), ("positive?", "CONDITIONING"), ("latent_image?", "LATENT"), ("references?", "KLEIN_REFERENCES")],
+        [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("references", "KLEIN_REFERENCES"), ("steps", "INT"), ("cfg", "FLOAT"), ("report", "STRING")],
+        {"steps": 4, "cfg": 1.0}, 2, (420, 460),
+    ),
     "KleinEdit": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"), ("mask?", "MASK"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(2, 5)), ("references?", "KLEIN_REFERENCES")],
         [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],

@@ -3,7 +3,6 @@ what each reference is asked for."""
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import OrderedDict
 
@@ -15,8 +14,12 @@ from ...model_loaders.flow.controls import NEUTRAL, Control, complete
 from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures, unpainted
 from ...pictures.report import Entry, report
 from ...pictures.sizing import Canvas, Size, fit, place
+from ...store.keys import content
 from .conditioning import controls_of, prompt_of, with_ours
 from .sampling import CHANNELS
+from .store import key as key_of
+from .store import store
+from .vae import SOURCE
 
 MOST = 10  # references of one image
 KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
@@ -102,16 +105,31 @@ def entry(source: tuple[int, int] | None, canvas: Canvas, control: Control, *not
 
 
 def encode(vae, image: torch.Tensor) -> torch.Tensor:
-    """(1, 128, H/16, W/16) of an image (1, H, W, 3), from memory when this VAE has seen these pixels."""
+    """(1, 128, H/16, W/16) of an image (1, H, W, 3), from memory when this VAE has seen these pixels, or from the store when
+    one of the same file has."""
     kept = _latents.setdefault(vae.first_stage_model, OrderedDict())
     pixels = image.cpu().contiguous()
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).digest()
+    digest = content({"pixels": pixels})
     if digest not in kept:
-        kept[digest] = vae.encode(image)
+        kept[digest] = _stored(vae, image, digest)
         while len(kept) > 1 and sum(latent.nbytes for latent in kept.values()) > KEPT_LATENTS:
             kept.popitem(last=False)
     kept.move_to_end(digest)
     return kept[digest]
+
+
+def _stored(vae, image: torch.Tensor, digest: str) -> torch.Tensor:
+    """By a VAE of Klein VAE Loader that nothing has patched; others encode anew in each life of the server."""
+    of = getattr(vae.first_stage_model, SOURCE, None)
+    untouched = of is not None and not (vae.patcher.patches or vae.patcher.object_patches)
+    key = key_of("latent", of, vae.device, dtype=str(vae.vae_dtype), pixels=digest) if untouched else None
+    known = store().get(key) if key else None
+    if known:
+        return known["latent"].to(comfy.model_management.intermediate_device())
+    latent = vae.encode(image)
+    if key:
+        store().put(key, {"latent": latent}, f"a picture of {image.shape[2]}x{image.shape[1]}, encoded")
+    return latent
 
 
 def append(conditioning, latents: list, controls: list[Control]):

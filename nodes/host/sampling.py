@@ -40,7 +40,8 @@ def sample(
         sigmas = make_sigmas(steps, tokens, schedule, denoise)
     if len(sigmas) < 2:  # no step: nothing is loaded for it
         return latent
-    _advise(model, len(sigmas) - 1, cfg)
+    for sentence in advice(model, len(sigmas) - 1, cfg):
+        logging.warning(sentence)
 
     guider = comfy.samplers.CFGGuider(model)
     # At cfg 1 the negative is left out altogether, unless a patch of the MODEL asks for it: nothing of it is computed.
@@ -113,10 +114,13 @@ def _check(model, text: torch.Tensor, values: dict) -> None:
         )
 
 
-def _advise(model, steps: int, cfg: float) -> None:
-    """Steps and cfg belong to the variant: say so when they do not fit."""
+def advice(model, steps: int, cfg: float) -> list[str]:
+    """Sentences where steps and cfg do not fit the variant that the model is."""
     variant = getattr(model.model, "klein_variant", None)
     if variant == "base" and (steps < 10 or cfg == 1):
-        logging.warning(f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}.")
+        return [f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}."]
     if variant in ("distilled", "kv") and cfg > 1:
-        logging.warning(f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours.")
+        return [f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours."]
+    if variant in ("distilled", "kv") and steps > 8:
+        return [f"Klein {variant} was distilled to 4 steps, this runs {steps}: {steps / 4:.3g} times the work."]
+    return []

@@ -30,6 +30,10 @@ CONTRACT = {
         "LATENT",
     ),
     "KleinExamplePicture": ("picture", "IMAGE MASK"),
+    "KleinPreflight": (
+        "model clip vae positive latent_image references steps cfg",
+        "MODEL CLIP VAE CONDITIONING LATENT KLEIN_REFERENCES INT FLOAT STRING",
+    ),
     "KleinSchedule": ("steps schedule denoise latent width height", "SIGMAS"),
 }
 

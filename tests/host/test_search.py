@@ -7,7 +7,7 @@ import pytest
 
 from tools import inprocess
 
-MODULES = ("loaders", "prompt", "references", "editing", "cache", "sampling", "lora", "examples")
+MODULES = ("loaders", "prompt", "references", "editing", "cache", "sampling", "lora", "examples", "preflight")
 SOUGHT = {"klein", "flux2", "edit", "inpaint", "outpaint", "reference", "kontext", "omni", "ksampler", "kv cache"}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from klein.pictures.report import Entry, named_images, report
+from klein.pictures.report import Entry, named_images, report, weighted
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,17 @@ def test_images_that_are_not_connected_or_not_named_are_warned_of():
         f"the prompt names image {number}, but there is 1 reference" for number in (0, 2, 33)
     ]
     assert warnings(4, "combine images 1-4") == warnings(1, "a cat") == warnings(2, None) == []
+
+
+@pytest.mark.parametrize(
+    "prompt, parts",
+    [
+        ("a (red:1.3) cat on a (very old: .5) chair", ["(red:1.3)", "(very old: .5)"]),
+        ("a sign (it says: open) at 10:30 (noon:)", []),
+        ("((deep:1.1))", ["(deep:1.1)"]),
+        ("(" * 50000, []),
+        ("", []),
+    ],
+)
+def test_weights_in_a_prompt_are_found(prompt, parts):
+    assert weighted(prompt) == parts
