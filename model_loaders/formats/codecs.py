@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ...errors import KleinError
+from .blocks import BLOCKS
 from .files import Checkpoint
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SCALES = {"weight_scale": ("weight_scale", "scale_weight"), "input_scale": ("input_scale", "scale_input")}
+AT_ONCE = 2**20  # numbers made dense in one go: what that takes beside the result stays small
 LONGEST_MARKER = 4096  # bytes of a `comfy_quant` tensor
 INSTEAD = "load the bf16 or the fp8 file of this model instead."
 
@@ -29,11 +33,36 @@ INSTEAD = "load the bf16 or the fp8 file of this model instead."
 @dataclass(frozen=True)
 class Codec:
     """name: of the format, as the host's `comfy_quant` has it; dtype: of the stored numbers; full_precision_matrix_mult:
-    whether activations must not be rounded to it."""
+    whether activations must not be rounded to it.
+
+    unpack: of a format that hosts cannot compute with, (n, bytes of a block) uint8 -> (n, numbers of a block) float32. A
+    weight (N, K) is then N rows of bytes, each complete in itself: `count` numbers lie in `size` bytes.
+    """
 
     name: str
     dtype: torch.dtype
     full_precision_matrix_mult: bool = False
+    unpack: Callable[[Tensor], Tensor] | None = None
+    count: int = 1
+    size: int = 1
+
+    def columns(self, row: int) -> int:
+        """The numbers of a row of so many bytes; 0 where that cannot be."""
+        return 0 if row % self.size else row // self.size * self.count
+
+    def row(self, columns: int) -> int:
+        """The bytes of a row of so many numbers."""
+        return columns // self.count * self.size
+
+    def dense(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Packed rows (..., bytes) as numbers (..., K), some rows at a time."""
+        assert self.unpack is not None
+        blocks = rows.reshape(-1, self.size)
+        out = torch.empty(len(blocks), self.count, dtype=dtype, device=rows.device)
+        step = max(1, AT_ONCE // self.count)
+        for start in range(0, len(blocks), step):
+            out[start : start + step] = self.unpack(blocks[start : start + step])
+        return out.reshape(*rows.shape[:-1], -1)
 
     @property
     def settings(self) -> dict[str, str | bool]:
@@ -43,7 +72,8 @@ class Codec:
 
 
 FLOAT8 = Codec("float8_e4m3fn", torch.float8_e4m3fn)
-CODECS = {codec.name: codec for codec in (FLOAT8,)}
+GGML = [Codec(name, torch.uint8, unpack=unpack, count=count, size=size) for name, (_, count, size, unpack) in BLOCKS.items()]
+CODECS = {codec.name: codec for codec in (FLOAT8, *GGML)}
 
 
 @dataclass(frozen=True)
@@ -98,14 +128,18 @@ class Markers:
         checkpoint, path = self.checkpoint, f"{prefix}{layer}"
         name = f"{path}.{data}"
         shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
+        if name in checkpoint.packed:
+            shape = (*shape[:-1], CODECS[checkpoint.packed[name]].row(shape[-1]))
         beside = {other.removeprefix(f"{path}.") for other in checkpoint.beside(path)} - {data, "comfy_quant"}
         scales = {part: next((own for own in names if own in beside), None) for part, names in SCALES.items()}
-        codec = self._codec(prefix, layer, dtype, scales["weight_scale"] is not None)
+        codec = self._codec(prefix, layer, data, dtype, scales["weight_scale"] is not None)
         strange = sorted(beside - set(scales.values()))
         if strange:
             raise KleinError(
                 f"{checkpoint.path.name} has {path}.{strange[0]} beside a weight, which is no part of a plain or fp8 layer: {INSTEAD}"
             )
+        if codec and codec.unpack:
+            return self._packed(path, name, shape, codec, beside)
         if dtype not in FLOATS and dtype not in FP8:
             raise KleinError(
                 f"{checkpoint.path.name} stores {name} as {_name(dtype)} and does not say how it is to be read: {INSTEAD}"
@@ -123,8 +157,20 @@ class Markers:
                 )
         return StoredWeight(name, shape, dtype, codec, own["weight_scale"], own["input_scale"])
 
-    def _codec(self, prefix: str, layer: str, dtype: torch.dtype, scaled: bool) -> Codec | None:
+    def _packed(self, path: str, name: str, shape: tuple[int, ...], codec: Codec, beside: set[str]) -> StoredWeight:
+        """A weight whose rows, of this shape, hold all that there is to know."""
+        columns = codec.columns(shape[-1]) if len(shape) == 2 else 0
+        if beside or not columns:
+            what = f"{path}.{min(beside)} beside" if beside else f"shape {list(shape)} for"
+            raise KleinError(
+                f"{self.checkpoint.path.name} has {what} its {codec.name} weight {name}, expected whole rows and nothing beside: {INSTEAD}"
+            )
+        return StoredWeight(name, (shape[0], columns), torch.uint8, codec)
+
+    def _codec(self, prefix: str, layer: str, data: str, dtype: torch.dtype, scaled: bool) -> Codec | None:
         path, own = f"{prefix}{layer}", f"{prefix}{layer}.comfy_quant"
+        if f"{path}.{data}" in self.checkpoint.packed:
+            return CODECS[self.checkpoint.packed[f"{path}.{data}"]]
         marked = own in self.checkpoint
         settings = _tensor_settings(self.checkpoint, own) if marked else self._header.get(path, self._header.get(layer))
         if settings is None:
@@ -158,7 +204,7 @@ def _known(checkpoint: Checkpoint, layer: str, settings: dict) -> Codec:
     if not isinstance(name, str) or name not in CODECS or not isinstance(precise, bool) or more:
         what = f"{name} weights" + (f" with {more[0]}" if more else "")
         raise KleinError(f"{checkpoint.path.name} holds {what} ({layer}), expected bf16, fp16, fp32 or fp8: {INSTEAD}")
-    return Codec(name, CODECS[name].dtype, precise)
+    return replace(CODECS[name], full_precision_matrix_mult=precise)
 
 
 def _header_settings(checkpoint: Checkpoint) -> dict[str, dict]:

@@ -212,7 +212,7 @@ def _plan(checkpoint: Checkpoint, prefix: str, sources: dict[str, list[str]], sw
         for layer, group in sources.items()
     }
     for parts in weights.values():
-        if len(parts) > 1 and any(part.codec for part in parts):
+        if len(parts) > 1 and any(part.codec and not part.codec.unpack for part in parts):
             raise KleinError(
                 f"{checkpoint.path.name} stores scaled fp8 weights under diffusers names, which cannot be fused "
                 f"exactly: load the fp8 file with BFL names (flux-2-klein-9b-fp8.safetensors) instead."

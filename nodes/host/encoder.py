@@ -18,6 +18,7 @@ from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut
 from .compat import clip_options
 from .conditioning import with_ours
 from .operations import encoder_operations, native_layers, native_tensors
+from .packed import pack, packed_layers
 
 BUNDLED = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"  # the same byte pairs as Qwen3's
 
@@ -55,7 +56,9 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
         "initial_device": offload_device,
         "dtype": file.dtype,
     }
-    clip = comfy.sd.CLIP(target, model_options=options, **clip_options(disable_dynamic))
+    # A host that streams weights from the file would add patches to packed bytes.
+    plain = disable_dynamic or bool(packed_layers(file.plan.quantised))
+    clip = comfy.sd.CLIP(target, model_options=options, **clip_options(plain))
     clip.cond_stage_model.load_device = clip.patcher.load_device  # the host may have chosen another that can cast
     clip.patcher.cached_patcher_init = (load_patcher, (path, device))
     logging.info(f"Klein encoder {file.name}: {len(file.plan.weights)} layers read, {len(file.plan.unused)} left in the file")
@@ -103,13 +106,14 @@ class HostedEncoder(torch.nn.Module):
         layers = encoder_operations(quantised, compute_dtype)
         encoder = Qwen3Encoder(file.sizes, layers, dtype=file.dtype, device=None if quantised else "meta")
         encoder.compute_dtype = compute_dtype
+        pack(encoder.model, file.plan.quantised, file.name)
         encoder.requires_grad_(False)
         encoder.model.load_state_dict(native_tensors(file.plan.tensors(), quantised), assign=True)
         self.clip_name = clip_name(file)
         self.pad, self.vocabulary = pad, file.sizes.vocabulary
         self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))
         self.load_device = load_device
-        self.dtypes = {file.dtype, *(torch.float8_e4m3fn for _ in quantised)}
+        self.dtypes = {file.dtype, *(codec.dtype for codec in quantised.values())}
 
     def set_clip_options(self, options: dict) -> None:
         self.load_device = options.get("execution_device") or self.load_device

@@ -16,7 +16,7 @@ TINY = Path(__file__).resolve().parents[2] / "tiny"  # comes with the pack; in i
 def choices(category: str, subfolder: str) -> list[str]:
     """Files of a ComfyUI category, then Hugging Face folders in it and the `subfolder` of those in models/diffusers, then
     the pack's own models."""
-    files = folder_paths.get_filename_list(category)
+    files = folder_paths.get_filename_list(category) + _gguf(category)
     inside = tuple(f"{name}{os.sep}" for name in _folders(category))
     folders = {**_folders("diffusers", subfolder), **_folders(category)}
     names = [name for name in files if not name.startswith(inside)] + sorted(folders)
@@ -54,6 +54,14 @@ def known(category: str, subfolder: str, name: str | None) -> bool | str:
 def _printable(name: str) -> bool:
     """Whether a name can be encoded: the bytes of one that is not UTF-8 cannot, and the host's log would fail on it."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _gguf(category: str) -> list[str]:
+    """GGUF files, which the host does not list, by their paths in the folders of a category."""
+    found = set()
+    for root in folder_paths.get_folder_paths(category):
+        found |= set(folder_paths.recursive_search(root, excluded_dir_names=[".git"])[0])
+    return folder_paths.filter_files_extensions(found, [".gguf"])
 
 
 def _own(category: str) -> dict[str, Path]:
