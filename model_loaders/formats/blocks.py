@@ -36,29 +36,29 @@ def q8_0(b: Tensor) -> Tensor:
 
 def q2_k(b: Tensor) -> Tensor:
     scales = b[:, :16]
-    return _grouped(_fields(b[:, 16:80], 32, 2), _half(b, 80) * (scales & 15).float(), _half(b, 82) * (scales >> 4).float())
+    return grouped(_fields(b[:, 16:80], 32, 2), _half(b, 80) * (scales & 15).float(), _half(b, 82) * (scales >> 4).float())
 
 
 def q3_k(b: Tensor) -> Tensor:
     scales = (_fields(b[:, 96:104], 8, 4) | _fields(b[:, 104:108], 4, 2) << 4).float() - 32
     low, high = _fields(b[:, 32:96], 32, 2), _fields(b[:, :32], 32, 1)  # a high bit that is set adds nothing, else -4
-    return _grouped(low.float() + 4 * high.float() - 4, _half(b, 108) * scales)
+    return grouped(low.float() + 4 * high.float() - 4, _half(b, 108) * scales)
 
 
 def q4_k(b: Tensor) -> Tensor:
     scales, minima = _scales_and_minima(b[:, 4:16])
-    return _grouped(_fields(b[:, 16:], 32, 4), _half(b, 0) * scales, _half(b, 2) * minima)
+    return grouped(_fields(b[:, 16:], 32, 4), _half(b, 0) * scales, _half(b, 2) * minima)
 
 
 def q5_k(b: Tensor) -> Tensor:
     scales, minima = _scales_and_minima(b[:, 4:16])
     q = _fields(b[:, 48:], 32, 4) | _fields(b[:, 16:48], 32, 1) << 4
-    return _grouped(q, _half(b, 0) * scales, _half(b, 2) * minima)
+    return grouped(q, _half(b, 0) * scales, _half(b, 2) * minima)
 
 
 def q6_k(b: Tensor) -> Tensor:
     q = (_fields(b[:, :128], 64, 4) | _fields(b[:, 128:192], 32, 2) << 4).float() - 32
-    return _grouped(q, _half(b, 208) * b[:, 192:208].view(torch.int8).float())
+    return grouped(q, _half(b, 208) * b[:, 192:208].view(torch.int8).float())
 
 
 def iq4_nl(b: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def iq4_nl(b: Tensor) -> Tensor:
 
 def iq4_xs(b: Tensor) -> Tensor:
     scales = (_fields(b[:, 4:8], 1, 4) | _fields(b[:, 2:4], 1, 2) << 4).float() - 32
-    return _grouped(_iq4(b[:, 8:]), _half(b, 0) * scales)
+    return grouped(_iq4(b[:, 8:]), _half(b, 0) * scales)
 
 
 # name: (number of the type in a file, numbers of a block, bytes of a block, function); ggml.h, ggml-common.h
@@ -98,7 +98,7 @@ def _fields(b: Tensor, width: int, bits: int) -> Tensor:
     return (b.reshape(len(b), -1, 1, width) >> shifts & (2**bits - 1)).flatten(1)
 
 
-def _grouped(q: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
+def grouped(q: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
     """Each run of numbers times its scale, less its minimum."""
     runs = scales[..., None] * q.float().unflatten(1, (scales.shape[1], -1))
     return (runs if minima is None else runs - minima[..., None]).flatten(1)

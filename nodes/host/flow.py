@@ -21,8 +21,8 @@ from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
-from ...model_loaders.formats.codecs import FLOAT8, Codec
 from ...model_loaders.formats.identify import encoder_for
+from ...model_loaders.formats.table import FLOAT8, Codec
 from .compat import note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher

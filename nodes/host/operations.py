@@ -9,7 +9,7 @@ import comfy.ops
 import torch
 from comfy.cli_args import args
 
-from ...model_loaders.formats.codecs import Codec
+from ...model_loaders.formats.table import Codec
 from .compat import reads_comfy_quant
 
 

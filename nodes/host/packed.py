@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.ops
 import torch
 
-from ...model_loaders.formats.codecs import Codec
+from ...model_loaders.formats.table import Codec
 
 
 class Packed(torch.nn.Module, comfy.ops.CastWeightBiasOp):

@@ -12,8 +12,8 @@ import torch
 from fixtures import gguf_files
 from klein.errors import LONGEST, KleinError
 from klein.model_loaders.flow.load import read_flow
-from klein.model_loaders.formats.codecs import CODECS
 from klein.model_loaders.formats.files import open_checkpoint
+from klein.model_loaders.formats.table import CODECS
 from klein.model_loaders.qwen3.encoder import read_encoder
 from tools import small
 
@@ -72,7 +72,7 @@ def test_each_block_type_has_the_very_numbers_that_ggml_reads_from_its_own(kind)
 def test_a_matrix_that_is_made_dense_in_several_goes_is_the_same(monkeypatch):
     rows = torch.from_numpy(gguf_files.packed("Q4_K", (40, 512), seed=3))
     want = CODECS["Q4_K"].dense(rows, torch.float32)
-    monkeypatch.setattr("klein.model_loaders.formats.codecs.AT_ONCE", 700)
+    monkeypatch.setattr("klein.model_loaders.formats.table.AT_ONCE", 700)
     assert torch.equal(CODECS["Q4_K"].dense(rows, torch.float32), want)
 
 
