@@ -8,9 +8,8 @@ import shutil
 import pytest
 import torch
 
-from fixtures import gguf_files
 from klein.samplers.schedule import sigmas
-from tools import inprocess, small
+from tools import inprocess, small, small_gguf
 from tools.small import comfy_noise, embed, relative
 
 EXACT = 1e-5
@@ -43,28 +42,28 @@ def loaded(flow, tmp_path):
     """loaded(kind) -> (MODEL of a file, its weights dequantised by the package)."""
 
     def load(kind: str):
-        tensors, by_hand = gguf_files.state_of(flow, kind, blocks)
-        path = gguf_files.write(tensors, tmp_path / f"flow-{kind}.gguf")
+        tensors, by_hand = small_gguf.state_of(flow, kind, blocks)
+        path = small_gguf.write(tensors, tmp_path / f"flow-{kind}.gguf")
         return inprocess.import_adapter("flow").load_model(path), by_hand
 
     return load
 
 
-@pytest.mark.parametrize("kind", gguf_files.KINDS)
+@pytest.mark.parametrize("kind", small_gguf.KINDS)
 def test_a_flow_of_each_type_over_http(comfy, graph, oracle, flow, kind):
-    tensors, by_hand = gguf_files.state_of(flow, kind, blocks)
-    gguf_files.write(tensors, comfy.base / f"models/diffusion_models/sub/flow-{kind}.gguf")
+    tensors, by_hand = small_gguf.state_of(flow, kind, blocks)
+    small_gguf.write(tensors, comfy.base / f"models/diffusion_models/sub/flow-{kind}.gguf")
     graph.without_image().flow["flow_name"] = f"sub/flow-{kind}.gguf"
     got = graph.latents()
     context = embed(oracle, graph.prompt["text"])
     assert relative(got, small.euler(small.flow_oracle(by_hand), comfy_noise(7), sigmas(4, 192), context)) < EXACT * 4  # steps
 
 
-@pytest.mark.parametrize("kind", gguf_files.KINDS)
+@pytest.mark.parametrize("kind", small_gguf.KINDS)
 def test_one_velocity_is_exact_and_weights_stay_packed_in_memory(loaded, flow, kind):
     model, by_hand = loaded(kind)
     assert relative(velocity(model.model.diffusion_model), want(by_hand)) < EXACT
-    packed = sum(gguf_files.packed(kind, tuple(w.shape), 0).nbytes for n, w in flow.items() if blocks(n) and w.ndim == 2)
+    packed = sum(small_gguf.packed(kind, tuple(w.shape), 0).nbytes for n, w in flow.items() if blocks(n) and w.ndim == 2)
     plain = sum(w.nbytes for n, w in flow.items() if not blocks(n) or w.ndim == 1)
     kept = sum(weight.nbytes for weight in model.model.diffusion_model.parameters())
     assert kept == packed + plain
@@ -72,9 +71,9 @@ def test_one_velocity_is_exact_and_weights_stay_packed_in_memory(loaded, flow, k
 
 
 def test_bf16_weights_of_a_file_are_cast_as_those_of_others(flow, tmp_path):
-    tensors, by_hand = gguf_files.state_of(flow, "Q8_0", blocks)
+    tensors, by_hand = small_gguf.state_of(flow, "Q8_0", blocks)
     outer = {n: t.bfloat16() for n, t in flow.items() if not blocks(n)}
-    path = gguf_files.write(tensors | outer, tmp_path / "flow.gguf")
+    path = small_gguf.write(tensors | outer, tmp_path / "flow.gguf")
     hosted = inprocess.hosted_flow(path)
     assert relative(velocity(hosted), want(by_hand | {n: t.float() for n, t in outer.items()})) < EXACT
 
@@ -119,8 +118,8 @@ def test_partly_offloaded_weights_are_cast_and_patched_when_they_are_used(loaded
 
 
 def test_a_model_that_core_saves_loads_again_with_the_same_bytes(comfy, graph, flow):
-    tensors, _ = gguf_files.state_of(flow, "Q4_K", blocks)
-    gguf_files.write(tensors, comfy.base / "models/diffusion_models/to-save.gguf")
+    tensors, _ = small_gguf.state_of(flow, "Q4_K", blocks)
+    small_gguf.write(tensors, comfy.base / "models/diffusion_models/to-save.gguf")
     graph.without_image().flow["flow_name"] = "to-save.gguf"
     got = graph.latents()
     save = graph.new("ModelSave", model=graph.model, filename_prefix="saved/model")[0]
@@ -154,11 +153,11 @@ def encoder_names(state: dict) -> dict:
 def test_an_encoder_is_exact_and_stays_packed_in_memory(tmp_path, oracle, kind, embedding):
     model = small.encoder_oracle(**WIDE)
     state = small.encoder_state(model)
-    tensors, by_hand = gguf_files.state_of(state, kind, lambda name: "embed" not in name)
-    outer, outer_by_hand = gguf_files.state_of(state, embedding, lambda name: "embed" in name)
+    tensors, by_hand = small_gguf.state_of(state, kind, lambda name: "embed" not in name)
+    outer, outer_by_hand = small_gguf.state_of(state, embedding, lambda name: "embed" in name)
     tensors["model.embed_tokens.weight"] = outer["model.embed_tokens.weight"]
     by_hand["model.embed_tokens.weight"] = outer_by_hand["model.embed_tokens.weight"]
-    path = gguf_files.write(encoder_names(tensors), tmp_path / "qwen3-8b.gguf", "qwen3")
+    path = small_gguf.write(encoder_names(tensors), tmp_path / "qwen3-8b.gguf", "qwen3")
     clip = inprocess.import_adapter("encoder").load_clip(path)
     got = clip.encode_from_tokens(clip.tokenize("a cat"))
     model.load_state_dict(by_hand, strict=False)
@@ -176,8 +175,8 @@ def test_an_encoder_over_http(comfy, graph, oracle):
     for name, weight in state.items():
         if weight.ndim == 2:
             rows = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0)
-            tensors[name], by_hand[name] = ("Q8_0", rows), gguf_files.dense(rows, "Q8_0")
-    gguf_files.write(encoder_names(tensors), comfy.base / "models/text_encoders/Qwen3-8B-Q8_0.gguf", "qwen3")
+            tensors[name], by_hand[name] = ("Q8_0", rows), small_gguf.dense(rows, "Q8_0")
+    small_gguf.write(encoder_names(tensors), comfy.base / "models/text_encoders/Qwen3-8B-Q8_0.gguf", "qwen3")
     graph.without_image().clip["encoder_name"] = "Qwen3-8B-Q8_0.gguf"
     got = graph.latents()
     exact = small.encoder_oracle(**small.ENCODER)

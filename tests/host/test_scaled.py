@@ -7,10 +7,10 @@ Tolerance 1e-5 in float32: weights that agree within 5e-7 (unit/test_scaled.py),
 import pytest
 import torch
 
-from fixtures.scaled_files import FORMATS, state_of
 from klein.samplers.schedule import sigmas
 from tools import inprocess, small
 from tools.small import comfy_noise, embed, relative
+from tools.small_scaled import FORMATS, state_of
 
 EXACT = 1e-5
 WIDE = dict(hidden=256, heads=8, kv_heads=8, head=32, mlp=256, layers=28, vocabulary=151936)

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures import gguf_files
 from klein.errors import LONGEST, KleinError
 from klein.model_loaders.flow.load import read_flow
 from klein.model_loaders.formats.files import open_checkpoint
 from klein.model_loaders.formats.table import CODECS
 from klein.model_loaders.qwen3.encoder import read_encoder
-from tools import small
+from tools import small, small_gguf
 
 FLOW = small.flow_state(hidden=64, heads=2, context=64, mlp=96, depth=1, single=1)
 MATRIX = "single_blocks.0.linear1.weight"  # (384, 64)
@@ -53,24 +52,24 @@ def refusal(path, read=read_flow) -> str:
     return text
 
 
-@pytest.mark.parametrize("kind", gguf_files.KINDS)
+@pytest.mark.parametrize("kind", small_gguf.KINDS)
 def test_each_block_type_has_the_very_numbers_of_the_reference(kind):
     codec = CODECS[kind]
     rows = np.random.default_rng(1).integers(0, 256, (48, codec.row(1024)), dtype=np.uint8)  # with not-a-numbers too
     with np.errstate(invalid="ignore"):
-        want = gguf_files.dense(rows, kind)
+        want = small_gguf.dense(rows, kind)
     assert torch.equal(codec.dense(torch.from_numpy(rows), torch.float32).nan_to_num(7), want.nan_to_num(7))
     assert torch.equal(codec.dense(torch.from_numpy(rows[5:9]), torch.float32).nan_to_num(7), want[5:9].nan_to_num(7))
 
 
-@pytest.mark.parametrize("kind", gguf_files.KINDS)
+@pytest.mark.parametrize("kind", small_gguf.KINDS)
 def test_each_block_type_has_the_very_numbers_that_ggml_reads_from_its_own(kind):
-    blocks, numbers = gguf_files.ggml_blocks(kind)
+    blocks, numbers = small_gguf.ggml_blocks(kind)
     assert torch.equal(CODECS[kind].dense(torch.from_numpy(blocks[:2]), torch.float32), torch.from_numpy(numbers))
 
 
 def test_a_matrix_that_is_made_dense_in_several_goes_is_the_same(monkeypatch):
-    rows = torch.from_numpy(gguf_files.packed("Q4_K", (40, 512), seed=3))
+    rows = torch.from_numpy(small_gguf.packed("Q4_K", (40, 512), seed=3))
     want = CODECS["Q4_K"].dense(rows, torch.float32)
     monkeypatch.setattr("klein.model_loaders.formats.table.AT_ONCE", 700)
     assert torch.equal(CODECS["Q4_K"].dense(rows, torch.float32), want)
@@ -78,7 +77,7 @@ def test_a_matrix_that_is_made_dense_in_several_goes_is_the_same(monkeypatch):
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_flow_is_read_as_it_lies_in_the_mapped_file(tmp_path, prefix):
-    path = gguf_files.write({f"{prefix}{name}": t for name, t in rounded(FLOW, "Q8_0").items()}, tmp_path / "klein.gguf")
+    path = small_gguf.write({f"{prefix}{name}": t for name, t in rounded(FLOW, "Q8_0").items()}, tmp_path / "klein.gguf")
     file = read_flow(path)
     assert file.sizes.hidden_size == 64 and {codec.name for codec in file.plan.quantised.values()} == {"Q8_0"}
     read = dict(file.plan.tensors())
@@ -91,14 +90,14 @@ def test_a_flow_is_read_as_it_lies_in_the_mapped_file(tmp_path, prefix):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_plain_types_are_plain_weights(tmp_path, dtype):
     state = {name: weight.to(dtype) if weight.ndim == 2 else weight for name, weight in FLOW.items()}
-    file = read_flow(gguf_files.write(state, tmp_path / "klein.gguf"))
+    file = read_flow(small_gguf.write(state, tmp_path / "klein.gguf"))
     assert file.dtype == dtype and not file.plan.quantised
     assert torch.equal(dict(file.plan.tensors())[MATRIX], state[MATRIX])
 
 
 def test_an_encoder_has_llama_cpps_names(tmp_path, encoder):
     """The table is checked against the package's own."""
-    file = read_encoder(gguf_files.write(llama_cpp(encoder), tmp_path / "qwen.gguf", "qwen3"))
+    file = read_encoder(small_gguf.write(llama_cpp(encoder), tmp_path / "qwen.gguf", "qwen3"))
     read = dict(file.plan.tensors())
     assert len(read) == 27 * 11 + 1 and file.sizes.vocabulary == 64
     assert all(torch.equal(tensor, encoder[f"model.{name}"]) for name, tensor in read.items())
@@ -117,12 +116,12 @@ def test_another_text_model_is_named(tmp_path, encoder, architecture, more, word
     state = {**llama_cpp(encoder), **more}
     if architecture != "qwen3vl":
         state = {name: tensor for name, tensor in state.items() if "_norm.weight" not in name or "attn_q" not in name}
-    assert words in refusal(gguf_files.write(state, tmp_path / "text.gguf", architecture), read_encoder)
+    assert words in refusal(small_gguf.write(state, tmp_path / "text.gguf", architecture), read_encoder)
 
 
 def test_a_header_with_qwens_vocabulary_is_read_in_a_moment(tmp_path):
     """300 thousand words and merges; the package's own reader takes above ten seconds."""
-    path = gguf_files.write(FLOW, tmp_path / "klein.gguf", vocabulary=151_936)
+    path = small_gguf.write(FLOW, tmp_path / "klein.gguf", vocabulary=151_936)
     assert path.stat().st_size > 4_000_000
     started = time.monotonic()
     checkpoint = open_checkpoint(path)
@@ -201,20 +200,20 @@ def test_a_norm_in_blocks_is_refused_by_name(tmp_path):
     rows = gguf.quants.quantize(np.ones((1, 32), dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)[0]
     name = "single_blocks.0.norm.query_norm.scale"
     assert "its Q8_0 weight single_blocks.0.norm.query_norm.scale" in refusal(
-        gguf_files.write({**FLOW, name: ("Q8_0", rows)}, tmp_path / "klein.gguf")
+        small_gguf.write({**FLOW, name: ("Q8_0", rows)}, tmp_path / "klein.gguf")
     )
 
 
 def test_a_packed_weight_with_a_scale_beside_it_is_refused_by_name(tmp_path):
     state = {**rounded(FLOW, "Q8_0"), "single_blocks.0.linear1.weight_scale": torch.ones(1)}
     assert "has single_blocks.0.linear1.weight_scale beside its Q8_0 weight" in refusal(
-        gguf_files.write(state, tmp_path / "klein.gguf")
+        small_gguf.write(state, tmp_path / "klein.gguf")
     )
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000])
 def test_truncated_data_is_refused(tmp_path, cut):
-    path = gguf_files.write(rounded(FLOW, "Q8_0"), tmp_path / "klein.gguf")
+    path = small_gguf.write(rounded(FLOW, "Q8_0"), tmp_path / "klein.gguf")
     path.write_bytes(path.read_bytes()[: -cut - 64])
     assert "ends before its tensor" in refusal(path)
 
@@ -228,7 +227,7 @@ def test_a_damaged_header_is_refused_or_is_the_same_model(tmp_path, encoder, rol
     """One to three bytes changed, or the file cut short. What no reader can know is left out: a type that was exchanged for
     another of the same size."""
     state, read = (rounded(FLOW, "Q4_1"), read_flow) if role == "flow" else (llama_cpp(encoder), read_encoder)
-    path = gguf_files.write(state, tmp_path / "good.gguf", vocabulary=20)
+    path = small_gguf.write(state, tmp_path / "good.gguf", vocabulary=20)
     want = dict(read(path).plan.tensors())
     checkpoint, whole = open_checkpoint(path), path.read_bytes()
     end = len(whole) - sum(checkpoint[name].nbytes for name in checkpoint.shapes)

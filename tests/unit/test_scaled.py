@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from fixtures.scaled_files import FORMATS, marker, quantised, state_of
 from klein.errors import KleinError
 from klein.model_loaders.flow.load import read_flow
 from klein.model_loaders.formats import rows
 from klein.model_loaders.formats.table import CODECS
 from tools import small
 from tools.small import relative
+from tools.small_scaled import FORMATS, marker, quantised, state_of
 
 FLOW = small.flow_state(**small.FLOW)
 LAYER = "single_blocks.0.linear1"
