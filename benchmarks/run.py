@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import editing, encode, load, preflight, references, step
+from . import editing, encode, formats, load, preflight, references, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load", "editing", "preflight")
+PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight")
 
 
 def main() -> None:
@@ -33,6 +33,8 @@ def main() -> None:
         folder = Path(folder)
         if "load" in options.parts:
             rows += load.measure(folder)
+        if "formats" in options.parts:
+            rows += formats.measure(folder, min(options.rounds, 3))
         if "encode" in options.parts:
             rows += encode.measure(folder, options.rounds) + encode.sizes()
         if "step" in options.parts:

@@ -33,7 +33,7 @@ class KleinFlowLoader(io.ComfyNode):
                     options=offered(WEIGHT_DTYPES),
                     default="default",
                     tooltip="default keeps the file's own. fp8_e4m3fn halves a bf16 file's memory: the matrices of the "
-                    "blocks are rounded to 8 bits, each with its own scale. Layers that the file has in fp8 stay so.",
+                    "blocks are rounded to 8 bits, each with its own scale. Layers that the file has quantised stay so.",
                 ),
                 io.Combo.Input(
                     "variant",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import KleinError
 from .files import Checkpoint
+from .gguf import ARCHITECTURE
 from .names import block_count, encoder_prefix, flow_prefix
 
 
@@ -40,7 +41,7 @@ ENCODER_FILES = {4096: "qwen_3_8b_fp8mixed.safetensors", 2560: "qwen_3_4b.safete
 
 # flux-3-klein, FLUX.3 [klein], flux3.safetensors; not flux-3d-style-klein, flux-30steps-klein, flux-3-steps.
 FLUX3 = re.compile(
-    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?([-_. \[]+(klein|dev|pro|max|base|schnell|\d+b)(?![a-z])|\.safetensors$|$)"
+    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?([-_. \[]+(klein|dev|pro|max|base|schnell|\d+b)(?![a-z])|\.(safetensors|gguf)$|$)"
 )
 
 
@@ -116,7 +117,7 @@ def _language_model(checkpoint, names):
         return None
     hidden = (names[f"{prefix}embed_tokens.weight"] or (0,))[-1]
     layers = block_count((name.removeprefix(prefix) for name in names), "layers")
-    if any(".visual." in f".{name}" or "vision" in name for name in names):
+    if any(".visual." in f".{name}" or "vision" in name for name in names) or "vl" in checkpoint.metadata.get(ARCHITECTURE, ""):
         return Kind("other", "a vision-language model", LOAD_CORE)
     if not any(name.endswith("self_attn.q_norm.weight") for name in names):
         family = (

@@ -19,6 +19,7 @@ from ...store.stamp import source
 from .compat import clip_options, note_dtypes
 from .conditioning import with_ours
 from .operations import encoder_operations, native_layers, native_tensors
+from .packed import pack, packed_layers
 from .store import key as key_of
 from .store import store
 
@@ -61,7 +62,9 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
         "initial_device": torch.device("meta"),  # nowhere yet: hosts without a GPU would load it at once
         "dtype": file.dtype,
     }
-    clip = comfy.sd.CLIP(target, model_options=options, **clip_options(disable_dynamic))
+    # A host that streams weights from the file would add patches to packed bytes.
+    plain = disable_dynamic or bool(packed_layers(file.plan.quantised))
+    clip = comfy.sd.CLIP(target, model_options=options, **clip_options(plain))
     clip.cond_stage_model.load_device = clip.patcher.load_device  # the host may have chosen another that can cast
     clip.patcher.cached_patcher_init = (load_patcher, (path, device))
     return clip
@@ -115,7 +118,7 @@ class HostedEncoder(torch.nn.Module):
         self.width = 3 * file.sizes.hidden_size
         self.weight_bytes = file.plan.nbytes
         self.load_device, self.compute_dtype = load_device, compute_dtype
-        self.dtypes = {file.dtype, *(torch.float8_e4m3fn for _ in native_layers(file.plan.quantised))}
+        self.dtypes = {file.dtype, *(codec.dtype for codec in native_layers(file.plan.quantised).values())}
 
     def read_weights(self) -> None:
         """Once; mapped where the file has them as they are needed."""
@@ -126,6 +129,7 @@ class HostedEncoder(torch.nn.Module):
         layers = encoder_operations(quantised, self.compute_dtype)
         encoder = Qwen3Encoder(file.sizes, layers, dtype=file.dtype, device=None if quantised else "meta")
         encoder.compute_dtype = self.compute_dtype
+        pack(encoder.model, file.plan.quantised, file.name)
         encoder.requires_grad_(False)
         encoder.model.load_state_dict(native_tensors(file.plan.tensors(), quantised), assign=True)
         self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))

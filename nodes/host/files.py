@@ -19,6 +19,7 @@ def choices(category: str, subfolder: str | None) -> list[str]:
     files = folder_paths.get_filename_list(category)
     if subfolder is None:
         return files
+    files = files + _gguf(category)
     inside = tuple(f"{name}{os.sep}" for name in _folders(category))
     folders = {**_folders("diffusers", subfolder), **_folders(category)}
     names = [name for name in files if not name.startswith(inside)] + sorted(folders)
@@ -63,6 +64,14 @@ def stamp(category: str, name: str | None) -> str:
 def _printable(name: str) -> bool:
     """Whether a name can be encoded: the bytes of one that is not UTF-8 cannot, and the host's log would fail on it."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _gguf(category: str) -> list[str]:
+    """GGUF files, which the host does not list, by their paths in the folders of a category."""
+    found = set()
+    for root in folder_paths.get_folder_paths(category):
+        found |= set(folder_paths.recursive_search(root, excluded_dir_names=[".git"])[0])
+    return folder_paths.filter_files_extensions(found, [".gguf"])
 
 
 def _own(category: str) -> dict[str, Path]:

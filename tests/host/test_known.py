@@ -14,7 +14,7 @@ from fixtures.graph import ENCODER, FLOW, ExampleGraph
 from klein.store.keys import digest
 from klein.store.stamp import source
 from klein.store.store import Store
-from tools import small
+from tools import inprocess, small
 from tools.server import Server
 
 FILES = {"encoder": f"text_encoders/{ENCODER}", "vae": "vae/flux2-vae.safetensors"}
@@ -122,6 +122,7 @@ def test_the_loader_reads_no_weight_and_the_host_finds_them_when_it_asks(encoder
     """For LoRA keys, for saving, for the device, and for core's own CLIPTextEncode."""
     import comfy.lora
     import comfy.model_management
+
     import nodes as core
 
     def loaded():
