@@ -12,11 +12,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import KleinError
-from .codecs import FLOATS, FP8, dtype_name
+from .codecs import dtype_name
 from .files import Checkpoint, open_checkpoint
 from .identify import FLOW_NAMES, require
 from .lora_delta import Delta
 from .lora_names import Target, foreign, locate, split, unread
+from .table import FLOATS, FP8
 
 # The tensors of each kind; any of a group of names makes a tensor of that kind.
 PAIRS = {
