@@ -16,7 +16,7 @@ import nodes
 from ..workflows.graph import Graph
 from .refused import Refused
 
-PENDING, RUNNING = 0.05, 0.005  # seconds between two looks at a run that waits, and at one that runs
+WAITING, NEXT = 0.05, 0.002  # seconds between two looks at a run that others are before, and at one that runs or is the next
 
 
 def server() -> PromptServer | None:
@@ -55,12 +55,12 @@ async def saved(prompt_id: str, gone) -> Path:
     queue = server().prompt_queue
     while True:
         running, pending = queue.get_current_queue_volatile()
-        runs = any(item[1] == prompt_id for item in running)
-        if not runs and not any(item[1] == prompt_id for item in pending):
+        place = next((i for i, item in enumerate([*running, *pending]) if item[1] == prompt_id), None)
+        if place is None:
             break
         if gone():
             raise Refused("The client went away: the run is cancelled.", "", 499)
-        await asyncio.sleep(RUNNING if runs else PENDING)
+        await asyncio.sleep(NEXT if place <= 1 else WAITING)
     entry = queue.get_history(prompt_id=prompt_id).get(prompt_id)
     if entry is None:
         raise Refused("The run was removed from the host's queue: ask again.")

@@ -1,11 +1,14 @@
 """The agents' HTTP as far as it needs no host: settings, and values of fields."""
 
+import re
+
 import pytest
 
 from klein.errors import KleinError
 from klein.serving.fields import Field, number, ratio, read, shaped, size, switch, whole
 from klein.serving.refused import Refused
 from klein.serving.settings import Settings, settings
+from tools.provision import ROOT
 
 
 def test_without_variables_the_settings_are_the_defaults():
@@ -26,6 +29,13 @@ def test_each_variable_sets_what_it_names():
 def test_a_variable_that_says_nothing_is_named(name, value):
     with pytest.raises(KleinError, match=name):
         settings({name: value})
+
+
+def test_the_documentation_names_the_variables_that_are_read_with_their_defaults():
+    told = dict(re.findall(r"^\| `(KLEIN_\w+)` \| (\w+) ", (ROOT / "docs/agents.md").read_text(), flags=re.MULTILINE))
+    read = re.findall(r'"(KLEIN_\w+)"', (ROOT / "serving/settings.py").read_text())
+    assert sorted(told) == sorted(read)
+    assert settings({name: "" if value == "none" else value for name, value in told.items()}) == Settings()
 
 
 def test_fields_come_under_our_names_and_keep_theirs():
