@@ -4,7 +4,10 @@ from comfy_api.latest import ComfyExtension
 
 from .nodes.cache import KleinReferenceCache
 from .nodes.editing import KleinCanvasRestore, KleinEdit
+from .nodes.examples import KleinExamplePicture
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
+from .nodes.lora import KleinLoraLoader
+from .nodes.preflight import KleinPreflight
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
@@ -19,6 +22,7 @@ class KleinExtension(ComfyExtension):
             KleinFlowLoader,
             KleinQwen3EncoderLoader,
             KleinVAELoader,
+            KleinLoraLoader,
             KleinPrompt,
             KleinReference,
             KleinMultiReference,
@@ -27,6 +31,8 @@ class KleinExtension(ComfyExtension):
             KleinReferenceCache,
             KleinDistilledSampler,
             KleinSchedule,
+            KleinExamplePicture,
+            KleinPreflight,
         ]
 
 

@@ -9,10 +9,11 @@ from tools.provision import install_chromium, install_clients, provision, python
 
 ROOT = Path(__file__).resolve().parent
 
+WORKERS = str(min(os.cpu_count() or 1, 4))  # of the tests: each has a ComfyUI of its own
 COMMANDS = {
     "demo": ["-m", "tools.demo"],
     "check": ["-m", "tools.check"],
-    "test": ["-m", "pytest"],
+    "test": ["-m", "pytest", "-n", WORKERS, "--dist", "loadfile"],
     "bench": ["-m", "benchmarks.run"],
     "train": ["-m", "tools.train.run"],
     "thumbnails": ["-m", "tools.thumbnails"],
@@ -30,6 +31,8 @@ def main() -> int:
     if sys.argv[1] == "test":
         install_clients()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    if sys.argv[1] == "test":
+        environment.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker; more threads only wait for one another
     return subprocess.run([python(), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT, env=environment).returncode
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from tools import inprocess, small
+from tools.provision import ROOT
 from tools.server import anonymous_bytes
 
 from .table import Row, interleaved
@@ -23,7 +24,7 @@ MASKS = {"a mask of 5 %": 0.05, "a mask of 60 %": 0.6}
 
 @torch.no_grad()
 def measure(folder, rounds: int) -> list[Row]:
-    return [*regions(folder, rounds), *back(rounds)]
+    return [*regions(folder, rounds), *back(rounds), *seams()]
 
 
 def regions(folder, rounds: int) -> list[Row]:
@@ -60,6 +61,34 @@ def back(rounds: int) -> list[Row]:
             asked = ("at most 2 s", "at most 4") if blend == "feather" else ("", "")
             rows.append(Row(what, seconds, seconds / 2 if asked[0] else None, asked[0]))
             rows.append(Row(f"{what}: peak memory", peak / 1e9, peak / (12 * LARGE[0] * LARGE[1]), asked[1], "GB"))
+    return rows
+
+
+def seams() -> list[Row]:
+    """Mean step across the mask's border by blend, in levels of 255, to that beside it: on a photograph whose colours have
+    drifted, and on a scene that klein-tiny's VAE has encoded and decoded."""
+    from skimage import data
+
+    from klein.pictures.paste import paste
+    from klein.pictures.region import WHOLE, region
+    from tools.pictures import PAIR
+    from tools.train.world import render
+
+    photograph = torch.from_numpy(data.chelsea()[:288, :448] / 255).float()[None]
+    scene = torch.from_numpy(render(PAIR))[None]
+    vae = inprocess.import_adapter("vae").load_vae(ROOT / "tiny/vae/klein-tiny-vae.safetensors")
+    pictures = {
+        "photograph, drifted": (photograph, photograph**1.1 * 0.95 + 0.04),
+        "scene, through the VAE": (scene, vae.decode(vae.encode(scene)).clamp(0, 1)),
+    }
+    rows = []
+    for name, (source, made) in pictures.items():
+        height, width = source.shape[1:3]
+        area = region(source, square(height, width, 0.2), "repaint", WHOLE, 0, min(height // 8, 16), 1.0, (0, 0, 0, 0))
+        for colour in ("off", "match"):
+            for blend in ("none", "feather", "seamless"):
+                across, beside = paste(made, area, blend, colour, "off")[2].seam
+                rows.append(Row(f"seam, {name}, {blend}, colour {colour}", across, across / beside, unit="levels"))
     return rows
 
 

@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import editing, encode, load, references, serving, step
+from . import editing, encode, formats, load, preflight, references, serving, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load", "editing", "serving")
+PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight", "serving")
 
 
 def main() -> None:
@@ -33,6 +33,8 @@ def main() -> None:
         folder = Path(folder)
         if "load" in options.parts:
             rows += load.measure(folder)
+        if "formats" in options.parts:
+            rows += formats.measure(folder, min(options.rounds, 3))
         if "encode" in options.parts:
             rows += encode.measure(folder, options.rounds) + encode.sizes()
         if "step" in options.parts:
@@ -41,6 +43,8 @@ def main() -> None:
             rows += references.measure(folder, min(options.rounds, 3))
         if "editing" in options.parts:
             rows += editing.measure(folder, min(options.rounds, 3))
+        if "preflight" in options.parts:
+            rows += preflight.measure(folder)
         if "serving" in options.parts:
             rows += serving.measure(folder, options.rounds)
     import comfyui_version

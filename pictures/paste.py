@@ -112,7 +112,8 @@ def seam(picture: Tensor, mask: Tensor) -> tuple[float, float] | None:
     """Mean step between neighbouring pixels of a picture (h, w, 3), in levels of 255: across the border of a mask (h, w),
     and beside it, on the same lines up to BESIDE pixels outside. None where there is no border."""
     (height, width), framed = mask.shape, F.pad(mask, (1, 1, 1, 1), value=True)  # an edge of the picture is no border
-    across, beside = [], []
+    across: list[Tensor] = []
+    beside: list[Tensor] = []
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         next_to = framed[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         y, x = (mask & ~next_to).nonzero(as_tuple=True)

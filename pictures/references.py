@@ -67,12 +67,18 @@ def pictures(image: Tensor) -> list[Tensor]:
 
 def enters(reference: Reference) -> bool:
     """Whether a reference counts when sizes depend on how many there are."""
-    return reference.strength > 0 and (reference.mask is None or bool(reference.mask.any()))
+    return reference.strength > 0
+
+
+def unpainted(reference: Reference) -> bool:
+    """Whether there is a mask on which nothing is painted: Load Image's, of a picture without alpha."""
+    return reference.mask is not None and not reference.mask.any()
 
 
 def kept(reference: Reference, canvas: Canvas) -> bytes | None:
-    """One byte a token, 0 for one that the mask leaves out; None where it leaves none out."""
-    if reference.mask is None:
+    """One byte a token, 0 for one that the mask leaves out; None where it leaves none out, as one does on which nothing is
+    painted."""
+    if reference.mask is None or unpainted(reference):
         return None
     tokens = kept_tokens(reference.mask.cpu(), canvas)
     return None if tokens.all() else bytes(tokens.tolist())

@@ -57,7 +57,8 @@ class Region:
         left, top, right, bottom = self.box
         across = torch.linspace(left, right, self.size[0] // GRID + 1, dtype=torch.float64)
         down = torch.linspace(top, bottom, self.size[1] // GRID + 1, dtype=torch.float64)
-        return shares(self.mask, across, down).clamp(0, 1).float()[None, None]
+        share = shares(self.mask, across, down).clamp(0, 1)
+        return share.where(share > 1e-9, 0).float()[None, None]  # what rounding of an edge leaves beside it is none
 
 
 def region(
@@ -134,12 +135,9 @@ def layout(inner: Box, picture: Size, context: float, max_megapixels: float) -> 
     """
     limit = max_megapixels * MEGAPIXEL
     enough = min(ENOUGH * MEGAPIXEL, limit)
-    longest = max(inner[2] - inner[0], inner[3] - inner[1])
-    sides = []
-    for axis, whole in enumerate(picture):
-        first, last = inner[axis] - context * longest, inner[axis + 2] + context * longest
-        side = min(last, whole) - max(first, 0)
-        sides.append(min(max(side, math.sqrt(enough) / MOST), whole))
+    margin = context * max(inner[2] - inner[0], inner[3] - inner[1])
+    seen = [(max(inner[axis] - margin, 0), min(inner[axis + 2] + margin, whole)) for axis, whole in enumerate(picture)]
+    sides = [min(max(last - first, math.sqrt(enough) / MOST), whole) for (first, last), whole in zip(seen, picture)]
     area = sides[0] * sides[1]
     factor = min(math.sqrt(limit / area), 1.0) if area >= enough else min(math.sqrt(enough / area), MOST)
     while True:
@@ -148,12 +146,11 @@ def layout(inner: Box, picture: Size, context: float, max_megapixels: float) -> 
         if size[0] * size[1] <= limit or max(size) == GRID:
             break
         factor *= 0.99
-    first, last = [], []
-    for axis, whole in enumerate(picture):
-        middle = (max(inner[axis] - context * longest, 0) + min(inner[axis + 2] + context * longest, whole)) / 2
-        first.append(min(max(round(middle - laid[axis][0] / 2), 0), whole - laid[axis][0]))
-        last.append(first[axis] + laid[axis][0])
-    return (first[0], first[1], last[0], last[1]), size
+    left, top = (
+        min(max(round((first + last - length) / 2), 0), whole - length)
+        for (first, last), (length, _), whole in zip(seen, laid, picture)
+    )
+    return (left, top, left + laid[0][0], top + laid[1][0]), size
 
 
 def span(side: float, whole: int, factor: float) -> tuple[int, int]:

@@ -33,7 +33,8 @@ PACKAGES = [
     "comfyui-frontend-package==1.32.9", "sentencepiece", "torchsde", "aiohttp>=3.11.8", "yarl", "pyyaml", "Pillow",
     "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy", "av>=14.2", "pydantic~=2.0", "pydantic-settings~=2.0",
     # the tests': the oracle, and what checks the pack for the registry
-    "diffusers>=0.38", "scikit-image", "pytest", "websocket-client", "playwright", "ruff", "mypy", "openai==3.57.0",
+    "diffusers>=0.38", "peft", "lycoris-lora", "gguf", "comfy-kitchen", "scikit-image", "openai==3.57.0",
+    "pytest", "pytest-xdist", "websocket-client", "playwright", "ruff", "mypy",
 ]  # fmt: skip
 
 

@@ -300,12 +300,13 @@ def save(state: dict, path: Path, metadata: dict | None = None) -> Path:
 
 def released_files(models: Path) -> None:
     """A ComfyUI models folder with small random weights under the names and in the formats of the released files that
-    the example workflows name: 9B and 9B KV fp8, Qwen3-8B fp8 mixed, the FLUX.2 VAE."""
+    the example workflows name: 9B, 9B KV, base 9B and 4B fp8, Qwen3-8B fp8 mixed, Qwen3-4B, the FLUX.2 VAE."""
     flow, metadata, _ = fp8_state({name: w.bfloat16() for name, w in flow_state(**FLOW).items()}, "metadata")
-    for variant in ("9b", "9b-kv"):
+    for variant in ("9b", "9b-kv", "base-9b", "4b"):
         save(flow, models / f"diffusion_models/flux-2-klein-{variant}-fp8.safetensors", metadata)
     encoder = {name: w.bfloat16() for name, w in encoder_state(encoder_oracle(**ENCODER)).items()}
     save(fp8_state(encoder, "comfy_quant")[0], models / "text_encoders/qwen_3_8b_fp8mixed.safetensors")
+    save(encoder, models / "text_encoders/qwen_3_4b.safetensors")
     save(vae_state(vae_oracle()), models / "vae/flux2-vae.safetensors")
 
 

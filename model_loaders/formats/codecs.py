@@ -12,44 +12,34 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...errors import KleinError
+from . import rows
 from .files import Checkpoint
+from .table import CODECS, FLOAT8_ROWS, FLOATS, FP8, SCALED, Codec, Scaled
 
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SCALES = {"weight_scale": ("weight_scale", "scale_weight"), "input_scale": ("input_scale", "scale_input")}
+ROTATION = {
+    "convrot": (True,),
+    "convrot_groupsize": (rows.GROUP,),
+    "linear_dtype": ("int4", "int8"),
+}  # known values of settings
 LONGEST_MARKER = 4096  # bytes of a `comfy_quant` tensor
+KNOWN = "bf16, fp16, fp32, fp8, mxfp8, nvfp4, int8, w4a4 or GGUF"
 INSTEAD = "load the bf16 or the fp8 file of this model instead."
-
-
-@dataclass(frozen=True)
-class Codec:
-    """name: of the format, as the host's `comfy_quant` has it; dtype: of the stored numbers; full_precision_matrix_mult:
-    whether activations must not be rounded to it."""
-
-    name: str
-    dtype: torch.dtype
-    full_precision_matrix_mult: bool = False
-
-    @property
-    def settings(self) -> dict[str, str | bool]:
-        """What the host's `comfy_quant` says of a layer."""
-        precise = {"full_precision_matrix_mult": True} if self.full_precision_matrix_mult else {}
-        return {"format": self.name, **precise}
-
-
-FLOAT8 = Codec("float8_e4m3fn", torch.float8_e4m3fn)
-CODECS = {codec.name: codec for codec in (FLOAT8,)}
 
 
 @dataclass(frozen=True)
 class StoredWeight:
     """One weight of a file. data, weight_scale, input_scale: names of its tensors; shape: of the dense weight; dtype: of
-    the data; codec: None for plain floats. The dense weight is data * weight_scale."""
+    the data; codec: None for plain floats. The dense weight is data * weight_scale.
+
+    pack: for a packed codec, of data and scales to the rows; second_scale: one more of those.
+    """
 
     data: str
     shape: tuple[int, ...]
@@ -57,10 +47,19 @@ class StoredWeight:
     codec: Codec | None = None
     weight_scale: str | None = None
     input_scale: str | None = None
+    second_scale: str | None = None
+    pack: Callable[..., torch.Tensor] | None = None
+
+    def as_rows(self) -> StoredWeight:
+        """A scaled fp8 weight as rows with their scale, so that it can be put on top of others."""
+        return replace(self, codec=FLOAT8_ROWS, pack=rows.pack_scaled, input_scale=None)
 
     def read(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-        """`weight` as it lies in the file, and the float32 scalars `weight_scale` and `input_scale` where it has them. A
-        plain weight with a scale is multiplied by it."""
+        """`weight` as it lies in the file, or packed; and the float32 scalars `weight_scale` and `input_scale` where it has
+        them. A plain weight with a scale is multiplied by it."""
+        if self.pack:
+            scales = [_checked(checkpoint, name) for name in (self.weight_scale, self.second_scale) if name]
+            return {"weight": self.pack(checkpoint[self.data], *scales)}
         parts = {"weight": checkpoint[self.data]}
         for part, name in (("weight_scale", self.weight_scale), ("input_scale", self.input_scale)):
             if name is not None:
@@ -98,17 +97,23 @@ class Markers:
         checkpoint, path = self.checkpoint, f"{prefix}{layer}"
         name = f"{path}.{data}"
         shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
+        if name in checkpoint.packed:
+            shape = (*shape[:-1], CODECS[checkpoint.packed[name]].row(shape[-1]))
         beside = {other.removeprefix(f"{path}.") for other in checkpoint.beside(path)} - {data, "comfy_quant"}
         scales = {part: next((own for own in names if own in beside), None) for part, names in SCALES.items()}
-        codec = self._codec(prefix, layer, dtype, scales["weight_scale"] is not None)
+        codec = self._codec(prefix, layer, data, dtype, scales["weight_scale"] is not None)
+        if isinstance(codec, Scaled):
+            return self._scaled_rows(path, name, codec, beside)
         strange = sorted(beside - set(scales.values()))
         if strange:
             raise KleinError(
                 f"{checkpoint.path.name} has {path}.{strange[0]} beside a weight, which is no part of a plain or fp8 layer: {INSTEAD}"
             )
+        if codec and codec.unpack:
+            return self._packed(path, name, shape, codec, beside)
         if dtype not in FLOATS and dtype not in FP8:
             raise KleinError(
-                f"{checkpoint.path.name} stores {name} as {_name(dtype)} and does not say how it is to be read: {INSTEAD}"
+                f"{checkpoint.path.name} stores {name} as {dtype_name(dtype)} and does not say how it is to be read: {INSTEAD}"
             )
         if codec and scales["weight_scale"] is None or codec is None and dtype in FP8 and self._scaled:
             raise KleinError(
@@ -118,25 +123,69 @@ class Markers:
         for scale in filter(None, own.values()):
             if math.prod(checkpoint.shapes[scale]) != 1 or checkpoint.dtypes[scale] not in FLOATS:
                 raise KleinError(
-                    f"{scale} in {checkpoint.path.name} is {_name(checkpoint.dtypes[scale])} of shape "
+                    f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape "
                     f"{list(checkpoint.shapes[scale])}, expected one floating-point number a layer: {INSTEAD}"
                 )
         return StoredWeight(name, shape, dtype, codec, own["weight_scale"], own["input_scale"])
 
-    def _codec(self, prefix: str, layer: str, dtype: torch.dtype, scaled: bool) -> Codec | None:
+    def _packed(self, path: str, name: str, shape: tuple[int, ...], codec: Codec, beside: set[str]) -> StoredWeight:
+        """A weight whose rows, of this shape, hold all that there is to know."""
+        columns = codec.columns(shape[-1]) if len(shape) == 2 else 0
+        if beside or not columns:
+            what = f"{path}.{min(beside)} beside" if beside else f"shape {list(shape)} for"
+            raise KleinError(
+                f"{self.checkpoint.path.name} has {what} its {codec.name} weight {name}, expected whole rows and nothing beside: {INSTEAD}"
+            )
+        return StoredWeight(name, (shape[0], columns), torch.uint8, codec)
+
+    def _scaled_rows(self, path: str, name: str, form: Scaled, beside: set[str]) -> StoredWeight:
+        """A weight of a format that is packed into rows, with all its scales beside it and nothing else."""
+        checkpoint, shape = self.checkpoint, self.checkpoint.shapes[name]
+        strange = sorted(beside - set(form.scales) - set(form.ignored)) or sorted(set(form.scales) - beside)
+        columns = shape[1] * form.count if len(shape) == 2 else 0
+        if strange or not columns or columns % form.codec.count or not shape[0]:
+            what = (
+                f"a {path}.{strange[0]} that is {'strange' if strange[0] in beside else 'missing'}"
+                if strange
+                else f"shape {list(shape)}"
+            )
+            raise KleinError(f"{checkpoint.path.name} has {what} in its {form.codec.name} layer {path}: {INSTEAD}")
+        for leaf, (shapes, dtypes) in form.scales.items():
+            scale = f"{path}.{leaf}"
+            allowed = shapes(shape[0], columns)
+            if checkpoint.shapes[scale] not in allowed or checkpoint.dtypes[scale] not in dtypes:
+                raise KleinError(
+                    f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape {list(checkpoint.shapes[scale])}, "
+                    f"expected {dtype_name(dtypes[0])} of shape {' or '.join(str(list(each)) for each in allowed)}: {INSTEAD}"
+                )
+        named = {leaf: f"{path}.{leaf}" for leaf in form.scales}
+        return StoredWeight(
+            name,
+            (shape[0], columns),
+            torch.uint8,
+            form.codec,
+            named["weight_scale"],
+            None,
+            named.get("weight_scale_2"),
+            form.pack,
+        )
+
+    def _codec(self, prefix: str, layer: str, data: str, dtype: torch.dtype, scaled: bool) -> Codec | Scaled | None:
         path, own = f"{prefix}{layer}", f"{prefix}{layer}.comfy_quant"
+        if f"{path}.{data}" in self.checkpoint.packed:
+            return CODECS[self.checkpoint.packed[f"{path}.{data}"]]
         marked = own in self.checkpoint
         settings = _tensor_settings(self.checkpoint, own) if marked else self._header.get(path, self._header.get(layer))
         if settings is None:
             if dtype not in FP8 or not scaled:
                 return None
-            settings = {"format": _name(dtype), "full_precision_matrix_mult": self._precise}
+            settings = {"format": dtype_name(dtype), "full_precision_matrix_mult": self._precise}
         codec = _known(self.checkpoint, path, settings)
         if dtype == codec.dtype:
             return codec
         if marked or dtype not in FLOATS:
             raise KleinError(
-                f"{self.checkpoint.path.name} says that {path} is {codec.name}, but stores it as {_name(dtype)}: download it again."
+                f"{self.checkpoint.path.name} says that {path} is {settings['format']}, but stores it as {dtype_name(dtype)}: download it again."
             )
         return None  # a file that was saved anew in a plain dtype, with the header it had
 
@@ -152,13 +201,20 @@ def quantise(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
     return (wide / scale).clamp(-limit, limit).to(dtype), scale
 
 
-def _known(checkpoint: Checkpoint, layer: str, settings: dict) -> Codec:
-    name, precise = settings.get("format"), settings.get("full_precision_matrix_mult", False)
-    more = sorted(str(key) for key, value in settings.items() if value and key not in ("format", "full_precision_matrix_mult"))
-    if not isinstance(name, str) or name not in CODECS or not isinstance(precise, bool) or more:
+def _known(checkpoint: Checkpoint, layer: str, settings: dict) -> Codec | Scaled:
+    if isinstance(settings.get("params"), dict):  # some write them there
+        settings = {**settings["params"], **{key: value for key, value in settings.items() if key != "params"}}
+    name, precise = str(settings.get("format")), settings.get("full_precision_matrix_mult", False)
+    rotation = {key: value for key, value in settings.items() if key in ROTATION and name in SCALED}
+    rotated = f"{name}, rotated" if rotation.get("convrot") is True else name
+    more = sorted(
+        str(key) for key, value in settings.items()
+        if value and key not in ("format", "full_precision_matrix_mult") and not (key in rotation and value in ROTATION[key])
+    )  # fmt: skip
+    if (name not in CODECS and rotated not in SCALED) or not isinstance(precise, bool) or more:
         what = f"{name} weights" + (f" with {more[0]}" if more else "")
-        raise KleinError(f"{checkpoint.path.name} holds {what} ({layer}), expected bf16, fp16, fp32 or fp8: {INSTEAD}")
-    return Codec(name, CODECS[name].dtype, precise)
+        raise KleinError(f"{checkpoint.path.name} holds {what} ({layer}), expected {KNOWN}: {INSTEAD}")
+    return SCALED[rotated] if rotated in SCALED else replace(CODECS[name], full_precision_matrix_mult=precise)
 
 
 def _header_settings(checkpoint: Checkpoint) -> dict[str, dict]:
@@ -177,7 +233,7 @@ def _tensor_settings(checkpoint: Checkpoint, name: str) -> dict:
     shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
     if dtype != torch.uint8 or len(shape) != 1 or shape[0] > LONGEST_MARKER:
         raise KleinError(
-            f"{name} in {checkpoint.path.name} is {_name(dtype)} of shape {list(shape)}, expected at most {LONGEST_MARKER} bytes of "
+            f"{name} in {checkpoint.path.name} is {dtype_name(dtype)} of shape {list(shape)}, expected at most {LONGEST_MARKER} bytes of "
             f"JSON: download it again."
         )
     try:
@@ -194,5 +250,16 @@ def _scalar(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return scale
 
 
-def _name(dtype: torch.dtype) -> str:
+def _checked(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Scales of rows or blocks: numbers, none below 0. E8M0 in bytes: 255 is not a number."""
+    scale = checkpoint[name]
+    wrong = scale == 255 if scale.dtype == torch.uint8 else ~scale.float().isfinite() | (scale.float() < 0)
+    if wrong.any():
+        raise KleinError(
+            f"{name} in {checkpoint.path.name} holds {int(wrong.sum())} scales that are no numbers above 0: download it again."
+        )
+    return scale
+
+
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

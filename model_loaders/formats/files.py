@@ -1,4 +1,4 @@
-"""Safetensors files and folders: headers first, tensors mapped and never copied."""
+"""Safetensors and GGUF files and folders: headers first, tensors mapped and never copied."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...errors import KleinError
+from .blocks import BLOCKS
+from .gguf import MAGIC, open_gguf
 
 INDEX = "*.safetensors.index.json"
 LARGEST_INDEX = 2**26  # bytes; those of klein have some tens of thousands
@@ -19,7 +21,6 @@ DEEPEST = 4  # parts of a name below its layer: bitsandbytes writes weight.quant
 
 # First bytes of what people save under a model's name. A pickle can run code when opened: it is named, never read.
 FOREIGN = (
-    (b"GGUF", "a GGUF file"),
     (b"PK\x03\x04", "a zip archive (a PyTorch pickle, or a download that was not unpacked)"),
     (b"\x80\x02", "a PyTorch pickle"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
@@ -45,13 +46,15 @@ class Shard:
 class Checkpoint:
     """The tensors of one model, in one file or in several shards. Only headers have been read.
 
-    shapes: name -> shape; dtypes: name -> torch dtype; metadata: the header's `__metadata__` (of all shards).
+    shapes: name -> shape; dtypes: name -> torch dtype; metadata: the header's `__metadata__` (of all shards); packed:
+    name -> codec, of those whose rows lie in the file as bytes.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     metadata: dict[str, str]
+    packed: dict[str, str]
     _homes: dict[str, Shard]
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -60,6 +63,10 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
+
+    @property
+    def files(self) -> set[Path]:
+        return {shard.file for shard in self._homes.values()}
 
     def beside(self, layer: str) -> list[str]:
         """The names of all tensors below a layer, `layer.*`."""
@@ -76,9 +83,9 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoint:
-    """Open one safetensors file, or a Hugging Face folder (its `subfolder` if it has one).
+    """Open one safetensors or GGUF file, or a Hugging Face folder (its `subfolder` if it has one).
 
-    Raises KleinError for what is missing, cut short, or not safetensors.
+    Raises KleinError for what is missing, cut short, or neither.
     """
     path = Path(path)
     try:
@@ -90,6 +97,7 @@ def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoin
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
     metadata: dict[str, str] = {}
+    packed: dict[str, str] = {}
     homes: dict[str, Shard] = {}
     for shard in shards:
         metadata.update(shard.handle.metadata() or {})
@@ -101,11 +109,13 @@ def open_checkpoint(path: str | Path, subfolder: str | None = None) -> Checkpoin
                 )
             part = shard.handle.get_slice(name)
             shapes[name] = tuple(part.get_shape())
-            dtypes[name] = _dtype(shard.file, name, part.get_dtype())
+            if (code := part.get_dtype()) in BLOCKS:
+                packed[name] = code
+            dtypes[name] = torch.uint8 if code in BLOCKS else _dtype(shard.file, name, code)
             homes[name] = shard
     if not shapes:
         raise KleinError(f"{path.name} holds no tensors, expected the weights of a model: download it again.")
-    return Checkpoint(path, shapes, dtypes, metadata, homes)
+    return Checkpoint(path, shapes, dtypes, metadata, packed, homes)
 
 
 def _files(path: Path) -> list[Path]:
@@ -151,6 +161,8 @@ def _open(file: Path) -> Shard:
     try:
         return Shard(file, safe_open(file, framework="pt", device="cpu"), stamp)
     except SafetensorError as error:
+        if _head(file).startswith(MAGIC):
+            return Shard(file, open_gguf(file), stamp)
         what = _foreign(file)
         if what:
             raise KleinError(
@@ -164,9 +176,13 @@ def _open(file: Path) -> Shard:
 def _foreign(file: Path) -> str | None:
     """What a file that is not safetensors is. Asked last: the first bytes of a good file are its header's length, which
     may look like anything."""
-    with file.open("rb") as stream:
-        head = stream.read(32)
+    head = _head(file)
     return next((what for magic, what in FOREIGN if head.startswith(magic)), None)
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(32)
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:
@@ -191,6 +207,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import KleinError
 from .files import Checkpoint
+from .gguf import ARCHITECTURE
 from .names import block_count, encoder_prefix, flow_prefix
 
 
@@ -22,13 +23,14 @@ class Kind:
 LOAD_FLOW = "load it with the Klein Flow Loader and "
 LOAD_ENCODER = "load it with the Klein Qwen3 Encoder Loader and "
 LOAD_VAE = "load it with the Klein VAE Loader and "
-LOAD_LORA = "apply it with a LoRA loader node and "
+LOAD_LORA = "apply it with the Klein LoRA Loader and "
 LOAD_CORE = "load it with ComfyUI's own loaders and "
 
 EXPECTED = {
     "flow": "a FLUX.2 [klein] flow model such as flux-2-klein-9b.safetensors",
     "encoder": "a Qwen3 text encoder such as qwen_3_8b_fp8mixed.safetensors",
     "vae": "the FLUX.2 VAE, flux2-vae.safetensors",
+    "lora": "a LoRA for FLUX.2 [klein]",
 }
 
 # Hidden sizes of the released models: klein-facts, model cards of the Klein family. For names only, never for shapes.
@@ -39,7 +41,7 @@ ENCODER_FILES = {4096: "qwen_3_8b_fp8mixed.safetensors", 2560: "qwen_3_4b.safete
 
 # flux-3-klein, FLUX.3 [klein], flux3.safetensors; not flux-3d-style-klein, flux-30steps-klein, flux-3-steps.
 FLUX3 = re.compile(
-    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?([-_. \[]+(klein|dev|pro|max|base|schnell|\d+b)(?![a-z])|\.safetensors$|$)"
+    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?([-_. \[]+(klein|dev|pro|max|base|schnell|\d+b)(?![a-z])|\.(safetensors|gguf)$|$)"
 )
 
 
@@ -80,8 +82,20 @@ def _named(checkpoint, names):
 
 
 def _lora(checkpoint, names):
-    marks = ("lora_A", "lora_B", "lora_up", "lora_down", "lokr_", "loha_", "hada_w", ".diff_b", "oft_blocks")
-    if any(mark in name for name in names for mark in marks):
+    marks = (
+        "lora_A",
+        "lora_B",
+        "lora_up",
+        "lora_down",
+        "lora.up",
+        "lora_linear",
+        "lokr_",
+        "loha_",
+        "hada_w",
+        "oft_blocks",
+        "oft_R",
+    )
+    if any(mark in name or name.endswith((".diff", ".diff_b", ".w_norm")) for name in names for mark in marks):
         return Kind("lora", "a LoRA", LOAD_LORA)
 
 
@@ -103,7 +117,7 @@ def _language_model(checkpoint, names):
         return None
     hidden = (names[f"{prefix}embed_tokens.weight"] or (0,))[-1]
     layers = block_count((name.removeprefix(prefix) for name in names), "layers")
-    if any(".visual." in f".{name}" or "vision" in name for name in names):
+    if any(".visual." in f".{name}" or "vision" in name for name in names) or "vl" in checkpoint.metadata.get(ARCHITECTURE, ""):
         return Kind("other", "a vision-language model", LOAD_CORE)
     if not any(name.endswith("self_attn.q_norm.weight") for name in names):
         family = (

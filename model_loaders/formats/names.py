@@ -13,8 +13,9 @@ from functools import cached_property
 import torch
 
 from ...errors import KleinError
-from .codecs import Codec, Markers, StoredWeight
+from .codecs import Markers, StoredWeight
 from .files import Checkpoint
+from .table import Codec
 
 FLOW_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 
@@ -73,6 +74,11 @@ class Plan:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical `layer.weight` -> its shape, from headers alone."""
         return {f"{layer}.weight": self._stacked(layer, parts) for layer, parts in self.weights.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights as they lie in the file, without their scales."""
+        return sum(math.prod(part.shape) * part.dtype.itemsize for parts in self.weights.values() for part in parts)
 
     def _stacked(self, layer: str, parts: tuple[StoredWeight, ...]) -> tuple[int, ...]:
         """The shape of weights on top of each other; KleinError where they do not fit."""
@@ -211,11 +217,13 @@ def _plan(checkpoint: Checkpoint, prefix: str, sources: dict[str, list[str]], sw
         layer: tuple(markers.stored(prefix, source, found[source] or "") for source in group)
         for layer, group in sources.items()
     }
-    for parts in weights.values():
-        if len(parts) > 1 and any(part.codec for part in parts):
+    for layer, parts in weights.items():
+        if len(parts) > 1 and all(part.codec and not part.codec.unpack for part in parts):
+            weights[layer] = parts = tuple(part.as_rows() for part in parts)
+        if len({part.codec.name if part.codec else "" for part in parts}) > 1:
             raise KleinError(
-                f"{checkpoint.path.name} stores scaled fp8 weights under diffusers names, which cannot be fused "
-                f"exactly: load the fp8 file with BFL names (flux-2-klein-9b-fp8.safetensors) instead."
+                f"{checkpoint.path.name} stores the parts of {layer} in several formats, which cannot be fused exactly: load a file with "
+                f"BFL names (flux-2-klein-9b-fp8.safetensors) instead."
             )
     used = {f"{prefix}{source}" for source in found}
     unused = sorted(name for name in checkpoint.shapes if name.rpartition(".")[0] not in used)

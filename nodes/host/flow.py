@@ -21,12 +21,13 @@ from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
-from ...model_loaders.formats.codecs import FLOAT8, Codec
 from ...model_loaders.formats.identify import encoder_for
+from ...model_loaders.formats.table import FLOAT8, Codec
 from .compat import note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher
-from .operations import flow_operations, native_tensors
+from .operations import flow_operations, native_layers, native_tensors
+from .packed import pack, packed_layers
 
 # Among the transformer's options: what gives keys and values of references, which then stay out of the sequence.
 REFERENCE_CACHE = "klein_reference_cache"
@@ -49,8 +50,10 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
     model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
     model.klein_variant = (file.variant or variant_of(file.name)) if variant == "auto" else variant
-    patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, disable_dynamic)
-    state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), quantised)
+    # A host that streams weights from the file would add patches to packed bytes.
+    plain = disable_dynamic or bool(packed_layers(quantised))
+    patcher = new_patcher(model, comfy.model_management.get_torch_device(), model.device, plain)
+    state = native_tensors(file.tensors(WEIGHT_DTYPES[weight_dtype]), native_layers(quantised))
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)  # names and shapes are known to fit
     note_dtypes(model.diffusion_model)
     if model.device.type != "cpu":
@@ -102,9 +105,11 @@ def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, Codec], unif
     supported = config.supported_inference_dtypes
     compute_dtype = comfy.model_management.unet_manual_cast(None if quantised else dtype, device, supported)
     config.set_inference_dtype(dtype, compute_dtype)
-    config.custom_operations = flow_operations(quantised, dtype if uniform else None, compute_dtype, device)
+    native = native_layers(quantised)
+    config.custom_operations = flow_operations(native, dtype if uniform and not quantised else None, compute_dtype, device)
     # Layers that read their own fp8 weights put them on the device they were built for: that cannot be meta.
-    model = KleinModel(config, device=None if quantised else "meta")
+    model = KleinModel(config, device=None if native else "meta")
+    pack(model.diffusion_model, quantised, file.name)
     model.diffusion_model.requires_grad_(False)
     model.device = comfy.model_management.unet_offload_device()
     return model

@@ -9,7 +9,7 @@ import comfy.ops
 import torch
 from comfy.cli_args import args
 
-from ...model_loaders.formats.codecs import Codec
+from ...model_loaders.formats.table import Codec
 from .compat import reads_comfy_quant
 
 
@@ -54,7 +54,8 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
 
 
 def native_layers(quantised: dict[str, Codec]) -> dict[str, Codec]:
-    """The fp8 layers that the host can keep as such: 0.3.75 knows linear layers only."""
+    """The layers that the host itself can keep as they are stored: fp8, and 0.3.75 knows linear layers only."""
+    native = {layer: codec for layer, codec in quantised.items() if not codec.unpack}
     if reads_comfy_quant():
-        return quantised
-    return {layer: codec for layer, codec in quantised.items() if not layer.endswith("embed_tokens")}
+        return native
+    return {layer: codec for layer, codec in native.items() if not layer.endswith("embed_tokens")}

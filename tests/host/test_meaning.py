@@ -122,6 +122,11 @@ def taken(image: np.ndarray, scene: world.Scene) -> float:
         ("four_references", "yellow", "circle", "red"),
         ("kv_two_references", "yellow", "cross", "red"),
         ("masked_reference", "white", "circle", "yellow"),
+        ("edit", "white", "circle", "green"),
+        ("replace", "white", "cross", "blue"),
+        ("outpaint", "white", "circle", "blue"),
+        ("remove", "white", "circle", "blue"),
+        ("detail", "white", "circle", "red"),
     ],
 )
 def test_the_example_graphs_show_what_they_say(comfy, name, ground, shape, colour):

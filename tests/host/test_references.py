@@ -52,13 +52,25 @@ def test_references_of_the_conditioning_come_first_and_a_batch_is_several(graph,
     assert torch.equal(graph.latents(), want)
 
 
-@pytest.mark.parametrize("gone", [{"strength": 0.0}, {"mask": 0.0}])
+@pytest.mark.parametrize("gone", ["strength", "mask"])
 def test_a_last_reference_that_is_gone_equals_the_graph_without_it_bit_for_bit(graph, combined, pictures, gone):
+    """Painted too little for any token is gone; an unpainted mask is none."""
     combined(image_1=pictures[0])
     want = graph.latents()
-    if "mask" in gone:
-        gone = {"mask": graph.new("SolidMask", value=0.0, width=64, height=64)}
-    combined(image_1=pictures[0], references=graph.reference(pictures[1], **gone))
+    dot = graph.new(
+        "MaskComposite", destination=graph.new("SolidMask", value=0.0, width=64, height=160),
+        source=graph.new("SolidMask", value=1.0, width=4, height=4), x=0, y=0, operation="add",
+    )  # fmt: skip
+    settings = {"strength": 0.0} if gone == "strength" else {"mask": dot}
+    combined(image_1=pictures[0], references=graph.reference(pictures[1], **settings))
+    assert torch.equal(graph.latents(), want)
+
+
+def test_a_mask_on_which_nothing_is_painted_is_none_bit_for_bit(graph, combined, pictures):
+    combined(image_1=pictures[0], references=graph.reference(pictures[1]))
+    want = graph.latents()
+    empty = graph.new("SolidMask", value=0.0, width=64, height=64)
+    combined(image_1=pictures[0], references=graph.reference(pictures[1], mask=empty))
     assert torch.equal(graph.latents(), want)
 
 
@@ -131,17 +143,26 @@ def test_the_report_numbers_every_image_and_warns(graph, combined, pictures, com
         width=0, height=0,
     )  # fmt: skip
     assert report(graph, comfy, number) == [
-        "image 1: 96x64, 24 tokens, 4 %",
-        "image 2: 64x160, 40 tokens, 7 %",
-        "image 3: 48x48, 0 tokens, 0 %, 0 of 9 tokens kept by the mask, strength 0.5",
-        "canvas: 96x64, 24 tokens, 600 with text and references",
+        "image 1: 96x64, 24 tokens, 4 % of the attention's keys",
+        "image 2: 64x160, 40 tokens, 7 % of the attention's keys",
+        "image 3: 48x48, 9 tokens, 1 % of the attention's keys, strength 0.5",
+        "canvas: 96x64, 24 tokens, 609 with text and references",
         "Warning: image_3 is image 2, as a socket before it is empty",
-        "Warning: the mask of image 3 keeps nothing, so image 3 is left out",
+        "Warning: nothing is painted on the mask of image 3, so the whole of it is seen",
         "Warning: the prompt names image 4, but there are 3 references",
         "Warning: the prompt does not name image 2",
         "Warning: the prompt does not name image 3",
-        "Strength, mask and window need a model of Klein Flow Loader.",
     ]
+
+
+def test_that_controls_need_our_loader_is_said_only_where_a_model_is_of_another(graph, combined, pictures, comfy):
+    said = "Strength, mask and window need a model of Klein Flow Loader."
+    number = combined(references=graph.reference(pictures[2], strength=0.5))
+    graph.sampler["model"] = graph.new("KleinReferenceCache", model=graph.model, mode="off", device="cpu", dtype="model")
+    assert said not in report(graph, comfy, number)
+    graph.new("UNETLoader", unet_name="other.safetensors", weight_dtype="default")
+    graph.prompt["text"] += " again"  # the report of before is kept otherwise
+    assert report(graph, comfy, number)[-1] == said
 
 
 def test_eleven_references_are_refused(graph, combined, pictures, comfy):

@@ -109,7 +109,7 @@ def test_a_weight_that_is_not_understood_is_refused_by_name(tmp_path, name):
     [
         ({"layers": {PROJ: {}}}, "holds None weights"),
         ({"layers": [1]}, "cannot be read"),
-        ({"layers": {PROJ: {"format": "int8_tensorwise"}}}, "holds int8_tensorwise weights"),
+        ({"layers": {PROJ: {"format": "int8_blockwise"}}}, "holds int8_blockwise weights"),
     ],
 )
 def test_a_header_that_does_not_name_a_known_format_is_refused(tmp_path, metadata, words):

@@ -5,29 +5,52 @@ import json
 import pytest
 
 from workflows import build
+from workflows.graph import NODE_TYPES
 
 GRAPHS = build.graphs()
-NINE = [graph for graph in GRAPHS if graph.name.startswith("klein_9b")]  # the tiny ones paint their references themselves
+REAL = [graph for graph in GRAPHS if not graph.name.startswith("klein_tiny")]
+
+
+def kinds(graph) -> list[str]:
+    return [kind for _, kind, _ in graph.nodes]
+
+
+EDITS = [graph for graph in GRAPHS if "KleinEdit" in kinds(graph)]
+PLAIN = [graph for graph in REAL if graph not in EDITS]
+
+
+def named(graphs):
+    return pytest.mark.parametrize("graph", graphs, ids=[graph.name for graph in graphs])
 
 
 def test_the_files_are_what_build_writes_and_there_are_no_others():
     written = build.files()
     assert {path: path.read_text(encoding="utf-8") for path in written} == written
-    assert set(build.HERE.rglob("*.json")) == set(written)
+    assert {*build.HERE.rglob("*.json"), *(build.HERE.parent / "subgraphs").rglob("*.json")} == set(written)
 
 
-@pytest.mark.parametrize("graph", NINE, ids=[graph.name for graph in NINE])
+@named(PLAIN)
 def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_links(graph):
-    kinds = [kind for _, kind, _ in graph.nodes]
-    references = kinds.count("LoadImage")
-    extra = kinds.count("KleinReferenceCache") + kinds.count("KleinReference")  # one node and link each, a mask one link
-    masks = sum(name == "mask" for _, _, name in graph.links)
-    assert len(kinds) - extra <= 8 + references
-    assert len(graph.links) - extra - masks <= (9 if references else 7) + references
+    """A cache, a reference of its own, the way back and a negative take one node each, and one link or two."""
+    count = kinds(graph).count
+    pictures = count("LoadImage")
+    negative = sum(name == "negative" for _, _, name in graph.links)
+    extra = count("KleinReferenceCache") + count("KleinReference") + count("KleinCanvasRestore") + negative
+    links = extra + sum(name in ("mask", "canvas", "negative") for _, _, name in graph.links)
+    assert len(graph.nodes) - extra <= 8 + pictures
+    assert len(graph.links) - links <= (9 if pictures else 7) + pictures
 
 
-@pytest.mark.parametrize("graph", NINE, ids=[graph.name for graph in NINE])
-def test_a_graph_of_the_9b_says_its_licence_and_where_its_files_are(graph):
+@named(EDITS)
+def test_an_edit_has_at_most_10_nodes_and_13_links_and_one_of_each_for_every_further_picture(graph):
+    """Save included; the tiny ones have a node more, which enlarges what they paint."""
+    tiny = graph.name.startswith("klein_tiny")
+    further = kinds(graph).count("KleinExamplePicture" if tiny else "LoadImage") - 1
+    assert len(graph.nodes) <= 10 + tiny + further and len(graph.links) <= 13 + tiny + further
+
+
+@named(REAL)
+def test_a_graph_of_klein_says_its_licence_and_where_its_files_are(graph):
     nodes = graph.frontend()["nodes"]
     (text,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
     assert "Non-Commercial" in text and "gated" in text and "Apache 2.0" in text
@@ -35,11 +58,18 @@ def test_a_graph_of_the_9b_says_its_licence_and_where_its_files_are(graph):
     assert len(models) == 3 and all(model["name"] in text and model["url"].endswith(model["name"]) for model in models)
 
 
-def test_references_that_a_graph_paints_itself_stay_the_same_from_run_to_run():
-    """A cache across runs would never be used otherwise."""
-    for graph in GRAPHS:
-        widgets = [node["widgets_values"] for node in graph.frontend()["nodes"] if node["type"] == "KleinDistilledSampler"]
-        assert [values[1] for values in widgets] == ["fixed"] * (len(widgets) - 1) + ["randomize"]
+@named(GRAPHS)
+def test_no_node_lies_on_another_and_each_in_the_group_of_its_step(graph):
+    data = graph.frontend()
+    boxes = [
+        (x, y - 30, x + wide, y + tall) for (x, y), (wide, tall) in ((node["pos"], node["size"]) for node in data["nodes"])
+    ]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    groups = [(x, y, x + wide, y + tall) for x, y, wide, tall in (group["bounding"] for group in data["groups"])]
+    for box in boxes[: len(graph.nodes)]:
+        assert sum(x <= box[0] and y <= box[1] and box[2] <= r and box[3] <= b for x, y, r, b in groups) == 1
 
 
 def test_node_numbers_links_and_slots_agree():
@@ -49,3 +79,12 @@ def test_node_numbers_links_and_slots_agree():
         for number, source, output, target, slot, kind in data["links"]:
             assert number in nodes[source]["outputs"][output]["links"] and nodes[source]["outputs"][output]["type"] == kind
             assert nodes[target]["inputs"][slot]["link"] == number and nodes[target]["inputs"][slot]["type"] == kind
+
+
+@named(GRAPHS)
+def test_every_graph_has_its_linear_form_with_the_prompt_and_the_picture_that_it_saves(graph):
+    data = graph.frontend()
+    kinds_of, asked = {node["id"]: node["type"] for node in data["nodes"]}, data["extra"]["linearData"]
+    assert ("KleinPrompt", "text") in [(kinds_of[number], name) for number, name in asked["inputs"]]
+    assert all(name in NODE_TYPES[kinds_of[number]].widgets for number, name in asked["inputs"])
+    assert [kinds_of[number] for number in asked["outputs"]] == ["SaveImage"]
