@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from klein.errors import KleinError
-from klein.model_loaders.formats.codecs import FLOAT8, LONGEST_MARKER, Codec, Markers
+from klein.model_loaders.formats.codecs import LONGEST_MARKER, Markers
+from klein.model_loaders.formats.table import FLOAT8, Codec
 from klein.model_loaders.formats.files import open_checkpoint
 from tools import small
 
