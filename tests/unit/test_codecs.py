@@ -8,8 +8,8 @@ import torch
 
 from klein.errors import KleinError
 from klein.model_loaders.formats.codecs import LONGEST_MARKER, Markers
-from klein.model_loaders.formats.table import FLOAT8, Codec
 from klein.model_loaders.formats.files import open_checkpoint
+from klein.model_loaders.formats.table import FLOAT8, Codec
 from tools import small
 
 FP8, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

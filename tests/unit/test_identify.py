@@ -18,7 +18,7 @@ CORE = "load it with ComfyUI's own loaders and "
 def header(*names: str, file: str = "model.safetensors", **shapes) -> Checkpoint:
     """A checkpoint of tensors of these names, 8x8 unless a shape is given."""
     every = {**dict.fromkeys(names, (8, 8)), **shapes}
-    return Checkpoint(Path(file), every, dict.fromkeys(every, torch.float32), {}, {})
+    return Checkpoint(Path(file), every, dict.fromkeys(every, torch.float32), {}, {}, {})
 
 
 def said(*names: str, **shapes) -> tuple[str, str]:

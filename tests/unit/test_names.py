@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from klein.errors import KleinError
-from klein.model_loaders.formats.codecs import FLOAT8, StoredWeight
+from klein.model_loaders.formats.codecs import StoredWeight
 from klein.model_loaders.formats.files import Checkpoint, open_checkpoint
 from klein.model_loaders.formats.names import (
     Plan,
@@ -18,6 +18,7 @@ from klein.model_loaders.formats.names import (
     flow_plan,
     flow_prefix,
 )
+from klein.model_loaders.formats.table import FLOAT8
 from tools import small
 
 FLOW = small.flow_state(hidden=8, heads=1, context=8, mlp=8, depth=2, single=1, channels=8)
@@ -26,7 +27,7 @@ FLOAT = torch.float32
 
 def header(shapes: dict, dtypes: dict | None = None) -> Checkpoint:
     """A checkpoint of tensors of these shapes, float32 unless a dtype is given."""
-    return Checkpoint(Path("model.safetensors"), shapes, {name: (dtypes or {}).get(name, FLOAT) for name in shapes}, {}, {})
+    return Checkpoint(Path("model.safetensors"), shapes, {name: (dtypes or {}).get(name, FLOAT) for name in shapes}, {}, {}, {})
 
 
 def shapes_of(state: dict, prefix: str = "") -> dict:
@@ -55,7 +56,7 @@ def test_a_flow_model_under_either_kind_of_names_has_the_same_tensors(tmp_path, 
 def test_a_weight_that_a_file_has_whole_is_handed_on_and_never_copied():
     """The file's mapping is the model's memory: a copy of each would be the size of the model again."""
     whole = torch.ones(8, 8)
-    held = Checkpoint(Path("x"), {"a": (8, 8)}, {"a": FLOAT}, {}, {"a": SimpleNamespace(read=lambda name: whole)})
+    held = Checkpoint(Path("x"), {"a": (8, 8)}, {"a": FLOAT}, {}, {}, {"a": SimpleNamespace(read=lambda name: whole)})
     ((name, tensor),) = Plan(held, {"layer": (StoredWeight("a", (8, 8), FLOAT),)}, []).tensors()
     assert name == "layer.weight" and tensor is whole
 
