@@ -132,12 +132,12 @@ def _parts(patches: list[tuple]) -> tuple[list[tuple], tuple[Term, ...], list[tu
     place = max((i for i, patch in enumerate(patches, start=1) if patch[2] != 1), default=0)
     ours = [patch for patch in patches[place:] if isinstance(patch[1], KleinAdapter)]
     terms = tuple((patch[0] * own, delta, tensors) for patch in ours for own, delta, tensors in patch[1].weights)
-    return patches[:place], terms, [patch for patch in patches[place:] if patch not in ours]
+    return patches[:place], terms, [patch for patch in patches[place:] if not isinstance(patch[1], KleinAdapter)]
 
 
 def _summary(lora: Lora) -> list[str]:
     lines = [
-        f"{lora.name}: {lora.kind}{f' for {lora.size}' if lora.size else ''}, written by {lora.trainer}",
+        f"{lora.name}: {', '.join(kind for kind, _ in lora.kinds.most_common())}{f' for {lora.size}' if lora.size else ''}, written by {lora.trainer}",
         f"rank {_numbers(lora.ranks)}, alpha {_numbers(lora.alphas)}{f' ({lora.alpha_from})' if lora.alpha_from else ''}",
         f"{len(lora.matched)} of {lora.keys} keys matched, {len(lora.unmatched)} unmatched, {len(lora.wrong_size)} of the wrong size",
     ]
