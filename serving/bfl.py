@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections import OrderedDict
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from .refused import Refused
 from .run import Picture, pictures, queued
 from .settings import Settings
 
+log = logging.getLogger(__name__)
 BASE = "/bfl/v1"
 NAMES = {
     "prompt": "prompt", "seed": "seed", "aspect_ratio": "ratio", "width": "width", "height": "height", "steps": "steps",
@@ -46,7 +48,7 @@ async def submit(request: web.Request, settings: Settings) -> web.Response:
     if files:
         raise Refused(f"{files[0].name} is a file, expected JSON: send it as base64.", files[0].name)
     given = {name: asked.pop(name) for name in (*PICTURES, "mask") if asked.get(name) is not None}
-    fields = read({name: value for name, value in asked.items() if value is not None}, NAMES, NEUTRAL)
+    fields = read(asked, NAMES, NEUTRAL)
     fields["model"] = Field("model", request.match_info["model"])
     mask = given.pop("mask", None)
     images = [Field(name, value) for name, value in given.items()]
@@ -66,6 +68,9 @@ async def paint(name: str, made: Job, runs: list[str]) -> None:
                 TASKS[name].picture = each
     except Refused as refused:
         TASKS[name].error = str(refused)
+    except Exception:  # else its client would ask for ever
+        log.exception("Klein: task %s failed", name)
+        TASKS[name].error = "The host failed on this task: its log says why."
 
 
 def task(name: str) -> Task:

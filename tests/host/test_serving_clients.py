@@ -22,7 +22,10 @@ SEEDED = {
     "bfl": lambda seed: {"seed": seed},
     "gateway": lambda seed: {"seed": seed},
 }
-clients = pytest.mark.parametrize("client", SEEDED)
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.long] * (name == "compatible")) for name in SEEDED
+]  # the snippet is that client too
+clients = pytest.mark.parametrize("client", NAMES)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fixtures.serving import BASE, CIRCLE, KEY, PROMPT, ask, edit, form, generate, host, idle, png, refused, shown, text
+from tools.provision import ROOT
 
 URL = "data:image/png;base64,"
 
@@ -68,16 +69,28 @@ def test_a_client_that_goes_away_cancels_what_it_asked_for_and_nothing_else(limi
     assert seeds == [77, 78] and ends == ["error", "success"], (seeds, ends)  # the second run of 77 was taken from the queue
 
 
-def test_an_interrupt_at_the_host_answers_with_a_sentence(limited):
+def test_an_interrupt_or_a_cleared_queue_at_the_host_answers_with_a_sentence(limited):
     idle(limited)
-    found: list = []
-    asking = threading.Thread(target=lambda: found.append(generate(limited, steps=100)))
-    asking.start()
+    first, second = [], []
+    asking = [threading.Thread(target=lambda to=to: to.append(generate(limited, steps=100))) for to in (first, second)]
+    asking[0].start()
     while not ask(limited, "/queue").json["queue_running"]:
         time.sleep(0.02)
+    asking[1].start()
+    while not ask(limited, "/queue").json["queue_pending"]:
+        time.sleep(0.02)
+    limited.post("/queue", {"clear": True})
     limited.post("/interrupt")
-    asking.join()
-    refused(found[0], "interrupted at the host")
+    for each in asking:
+        each.join()
+    refused(first[0], "interrupted at the host")
+    refused(second[0], "removed from the host's queue")
+
+
+def test_a_model_file_that_cannot_be_loaded_answers_with_the_loaders_sentence(limited):
+    limited.put(ROOT / "tiny/text_encoders/klein-tiny", "text_encoders", "qwen_3_4b")
+    (limited.base / "models/diffusion_models/flux-2-klein-4b.safetensors").write_bytes(b"<html>no model</html>")
+    refused(generate(limited, model="flux-2-klein-4b"), "flux-2-klein-4b.safetensors")
 
 
 def test_the_key_is_asked_for_on_every_route(limited):

@@ -1,6 +1,7 @@
 """What the agents' HTTP refuses, and how: one sentence that names the field, never a 5xx."""
 
 import random
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -217,3 +218,4 @@ def test_400_bodies_of_nonsense_get_a_sentence_each_and_no_5xx(limited):
             idle(limited)
     assert 3 < statuses.count(200) < 200
     assert generate(limited).status == 200
+    assert not re.search(r"Klein: \S+ failed", limited.log.read_text())

@@ -1,11 +1,14 @@
 """The agents' HTTP as far as it needs no host: settings, and values of fields."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
 
 from klein.errors import KleinError
 from klein.serving.fields import Field, number, ratio, read, shaped, size, switch, whole
+from klein.serving.http import Route, take
 from klein.serving.refused import Refused
 from klein.serving.settings import Settings, settings
 from tools.provision import ROOT
@@ -76,3 +79,17 @@ def test_every_ratio_gives_sides_of_16_about_the_models_own_size():
             assert (
                 abs(width * height / 1024**2 - 1) < 0.06 and abs(width - height * wide / tall) <= 8 * max(1, wide / tall) + 1e-6
             )
+
+
+def test_a_route_that_another_pack_has_taken_is_not_added_a_second_time(caplog):
+    """aiohttp refuses the same path twice in a row, and the host would not start."""
+    server = SimpleNamespace(routes=web.RouteTableDef(), app=web.Application())
+
+    @server.routes.get("/v1/models")
+    async def theirs(request):
+        return web.Response()
+
+    take(server, [Route(method, "/v1/models", theirs, dict) for method in ("GET", "POST")], Settings())
+    server.app.add_routes(server.routes)
+    assert [(route.method, route.handler is theirs) for route in server.routes] == [("GET", True), ("POST", False)]
+    assert "GET /v1/models belongs to another pack" in caplog.text
