@@ -68,8 +68,10 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
 
 
 def load_patcher(path: Path, device: str = "default", disable_dynamic: bool = False):
-    """The patcher of a CLIP, for hosts that load one anew."""
-    return load_clip(path, device, disable_dynamic).patcher
+    """The patcher of a CLIP, for hosts that load one anew and may take its weights as they are."""
+    clip = load_clip(path, device, disable_dynamic)
+    clip.cond_stage_model.read_weights()
+    return clip.patcher
 
 
 def tokenizer_folder(path: Path) -> Path:
