@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.text_encoders
 import torch
+import transformers
 
 from ...errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
@@ -228,8 +229,8 @@ def _key(clip, tokens: dict) -> str | None:
     if touched or patcher.object_patches.keys() - {CAST} or clip.apply_hooks_to_conds or clip.use_clip_schedule:
         return None
     ids, mask = window([[token[0] for token in row] for row in tokens[encoder.clip_name]], encoder.pad)
-    dtype = str(encoder.compute_dtype)
-    return key_of("text", encoder.source, encoder.load_device, dtype=dtype, ids=ids.tolist(), used=mask.sum(1).tolist())
+    made_with = {"dtype": str(encoder.compute_dtype), "transformers": transformers.__version__}  # whose layers these are
+    return key_of("text", encoder.source, encoder.load_device, **made_with, ids=ids.tolist(), used=mask.sum(1).tolist())
 
 
 def _said(clip, tokens: dict) -> str:
