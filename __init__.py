@@ -6,9 +6,12 @@ from .nodes.cache import KleinReferenceCache
 from .nodes.editing import KleinCanvasRestore, KleinEdit
 from .nodes.examples import KleinExamplePicture
 from .nodes.loaders import KleinFlowLoader, KleinQwen3EncoderLoader, KleinVAELoader
+from .nodes.lora import KleinLoraLoader
+from .nodes.preflight import KleinPreflight
 from .nodes.prompt import KleinPrompt
 from .nodes.references import KleinMultiReference, KleinReference
 from .nodes.sampling import KleinDistilledSampler, KleinSchedule
+from .serving.routes import register
 
 WEB_DIRECTORY = "./web"
 
@@ -19,6 +22,7 @@ class KleinExtension(ComfyExtension):
             KleinFlowLoader,
             KleinQwen3EncoderLoader,
             KleinVAELoader,
+            KleinLoraLoader,
             KleinPrompt,
             KleinReference,
             KleinMultiReference,
@@ -28,8 +32,10 @@ class KleinExtension(ComfyExtension):
             KleinDistilledSampler,
             KleinSchedule,
             KleinExamplePicture,
+            KleinPreflight,
         ]
 
 
 async def comfy_entrypoint() -> KleinExtension:
+    register()
     return KleinExtension()

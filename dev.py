@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.provision import install_chromium, provision, python
+from tools.provision import install_chromium, install_clients, provision, python
 
 ROOT = Path(__file__).resolve().parent
 
+WORKERS = str(min(os.cpu_count() or 1, 4))  # of the tests: each has a ComfyUI of its own
 COMMANDS = {
     "demo": ["-m", "tools.demo"],
     "check": ["-m", "tools.check"],
-    "test": ["-m", "pytest"],
+    "test": ["-m", "pytest", "-n", WORKERS, "--dist", "loadfile"],
     "bench": ["-m", "benchmarks.run"],
     "train": ["-m", "tools.train.run"],
     "thumbnails": ["-m", "tools.thumbnails"],
@@ -27,7 +28,11 @@ def main() -> int:
     provision()
     if sys.argv[1] in WITH_BROWSER:
         install_chromium()
+    if sys.argv[1] == "test":
+        install_clients()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    if sys.argv[1] == "test":
+        environment.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker; more threads only wait for one another
     return subprocess.run([python(), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT, env=environment).returncode
 
 

@@ -17,3 +17,8 @@ class KleinError(ValueError):
             half = (LONGEST - 5) // 2
             line = f"{line[:half]} ... {line[-half:]}"
         super().__init__(line)
+
+
+# The host tells an error by its module and name, which some frontends show before the sentence: as with Python's own
+# errors, the name alone says it.
+KleinError.__module__ = "builtins"

@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import editing, encode, formats, load, references, step
+from . import editing, encode, formats, load, preflight, references, serving, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load", "formats", "editing")
+PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight", "serving")
 
 
 def main() -> None:
@@ -43,6 +43,10 @@ def main() -> None:
             rows += references.measure(folder, min(options.rounds, 3))
         if "editing" in options.parts:
             rows += editing.measure(folder, min(options.rounds, 3))
+        if "preflight" in options.parts:
+            rows += preflight.measure(folder)
+        if "serving" in options.parts:
+            rows += serving.measure(folder, options.rounds)
     import comfyui_version
 
     print(f"\n{options.rounds} rounds; {platform.machine()}, {torch.get_num_threads()} threads, float32 matmul "

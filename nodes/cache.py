@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .checks import check
 from .host.cache import DEVICES, DTYPES, MODES, attach
+from .host.compat import aliases
 from .host.flow import offered
 from .host.reports import with_report
 from .loaders import CATEGORY
@@ -19,7 +20,7 @@ class KleinReferenceCache(io.ComfyNode):
             description="Computes what the model keeps of the references once instead of in every step: with 4 steps and "
             "several references most of the time is saved. For klein 9B KV; other models give other images with it.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="A model of Klein Flow Loader, with its LoRAs and patches."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -40,11 +41,14 @@ class KleinReferenceCache(io.ComfyNode):
                     tooltip="model: exact. float8_e4m3fn: half the memory of 16 bit, slightly different images.",
                 ),
             ],
-            outputs=[io.Model.Output(), io.String.Output(id="report", display_name="report")],
-            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.Model.Output(tooltip="The model with the cache."),
+                io.String.Output(id="report", display_name="report", tooltip="The memory that references take."),
+            ],
+            **aliases("klein cache", "kv cache", "flux kv cache", "reference cache", "speed", "flux2", "klein kv"),
         )
 
     @classmethod
     def execute(cls, model, mode, device, dtype) -> io.NodeOutput:
         check(cls, mode=mode, device=device, dtype=dtype, model=model)
-        return with_report(cls, *attach(model, mode, device, dtype))
+        return with_report(*attach(model, mode, device, dtype))

@@ -5,10 +5,11 @@ from comfy_api.latest import io
 from ..pictures.paste import BLENDS, COLOURS, KEEPS, bring_back
 from ..pictures.region import MODES, WHOLE
 from .checks import check
+from .host.compat import aliases
 from .host.edit import OTHERS, edit
-from .host.reports import with_report
+from .host.reports import all_ours, with_report
 from .loaders import CATEGORY
-from .references import CanvasType, References
+from .references import OUTPUTS, PICTURE, POSITIVE, CanvasType, References
 
 
 class KleinEdit(io.ComfyNode):
@@ -22,8 +23,8 @@ class KleinEdit(io.ComfyNode):
             description="Makes a picture ready to be edited, in whole or under a mask, with references if wanted. Sample the "
             "latent, decode it, and bring it back with Klein Canvas Restore: what lies outside the mask stays as it was, bit for bit.",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Vae.Input("vae"),
+                io.Conditioning.Input("positive", tooltip=POSITIVE),
+                io.Vae.Input("vae", tooltip="The FLUX.2 VAE."),
                 io.Image.Input("image", tooltip="The picture to be edited."),
                 io.Combo.Input(
                     "mode",
@@ -59,22 +60,19 @@ class KleinEdit(io.ComfyNode):
                     tooltip="The largest region (1: 1024x1024). One of less than 0.25 megapixels is enlarged to that, up to 8 times.",
                 ),
                 *(io.Int.Input(side, **added) for side in ("left", "top", "right", "bottom")),
-                io.Int.Input("batch_size", default=1, min=1, max=4096),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images to make at once."),
                 io.Mask.Input("mask", optional=True, tooltip="White is painted. Of the picture's size."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Gets the same references; for klein base."),
-                *(io.Image.Input(name, optional=True) for name in OTHERS),
+                *(io.Image.Input(name, optional=True, tooltip=PICTURE) for name in OTHERS),
                 References.Input(
                     "references", optional=True, tooltip="From Klein Reference: they come after the sockets' images."
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
-                CanvasType.Output(display_name="canvas"),
-                io.String.Output(display_name="report"),
-            ],
-            hidden=[io.Hidden.unique_id],
+            outputs=list(OUTPUTS),
+            hidden=[io.Hidden.prompt],
+            **aliases(
+                "edit", "image edit", "inpaint", "outpaint", "mask", "remove", "replace", "repaint", "kontext", "flux2", "klein"
+            ),
         )
 
     @classmethod
@@ -90,10 +88,9 @@ class KleinEdit(io.ComfyNode):
         images = {name: images[name] for name in OTHERS if images.get(name) is not None}
         margins = (left, top, right, bottom)
         return with_report(
-            cls,
             *edit(
                 positive, negative, vae, image, mask, mode, context, grow, feather, max_megapixels, margins, batch_size, images,
-                references,
+                references, all_ours(cls),
             ),
         )  # fmt: skip
 
@@ -108,7 +105,7 @@ class KleinCanvasRestore(io.ComfyNode):
             description="Brings an image made on a canvas back to the size and place of the source, without shift or zoom. After "
             "Klein Edit all that lies outside the mask is the source's own pixels, and the report says how much differs.",
             inputs=[
-                io.Image.Input("image"),
+                io.Image.Input("image", tooltip="What was decoded, or an upscaled version of it."),
                 CanvasType.Input("canvas", tooltip="From Klein Edit or Klein Multi Reference."),
                 io.Combo.Input(
                     "blend",
@@ -134,14 +131,16 @@ class KleinCanvasRestore(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(),
-                io.Mask.Output(display_name="changed"),
-                io.String.Output(display_name="report"),
+                io.Image.Output(tooltip="The whole picture, at the size of the source."),
+                io.Mask.Output(display_name="changed", tooltip="White where the image may differ from the source."),
+                io.String.Output(
+                    display_name="report", tooltip="How much differs, in CIEDE2000, and how much is the source's."
+                ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **aliases("composite", "paste", "stitch", "uncrop", "inpaint", "colour match", "color match", "klein", "flux2"),
         )
 
     @classmethod
     def execute(cls, image, canvas, blend="feather", colour="off", keep="off") -> io.NodeOutput:
         check(cls, image=image, canvas=canvas, blend=blend, colour=colour, keep=keep)
-        return with_report(cls, *bring_back(image, canvas, blend, colour, keep))
+        return with_report(*bring_back(image, canvas, blend, colour, keep))

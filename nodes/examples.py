@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .checks import check
+from .host.compat import aliases
 from .host.examples import load_picture, names
 from .loaders import CATEGORY
 
@@ -16,7 +17,11 @@ class KleinExamplePicture(io.ComfyNode):
             category=CATEGORY,
             description="A small picture that comes with the pack, for the klein-tiny graphs. For your own: Load Image.",
             inputs=[io.Combo.Input("picture", options=names(), tooltip="64x64 pixels and less; some have a mask.")],
-            outputs=[io.Image.Output(), io.Mask.Output(tooltip="White is what the example paints.")],
+            outputs=[
+                io.Image.Output(tooltip="The picture."),
+                io.Mask.Output(tooltip="White is what the example paints."),
+            ],
+            **aliases("example", "klein", "flux2", "sample picture"),
         )
 
     @classmethod

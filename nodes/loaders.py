@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .checks import check
 from .host import files
+from .host.compat import aliases
 from .host.encoder import load_clip
 from .host.flow import VARIANTS, WEIGHT_DTYPES, load_model, offered
 from .host.vae import load_vae
@@ -42,7 +43,8 @@ class KleinFlowLoader(io.ComfyNode):
                     "base: 20 to 50 steps, cfg 4 to 5. kv: distilled, and trained for the reference cache.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The flow model, for samplers, LoRA loaders and patches.")],
+            **aliases("klein", "flux2", "flux.2", "unet loader", "load diffusion model", "checkpoint", "fp8", "9b", "4b"),
         )
 
     @classmethod
@@ -78,7 +80,8 @@ class KleinQwen3EncoderLoader(io.ComfyNode):
                     tooltip="cpu keeps the encoder out of the GPU's memory; a prompt then takes longer.",
                 ),
             ],
-            outputs=[io.Clip.Output()],
+            outputs=[io.Clip.Output(tooltip="The text encoder, for Klein Prompt and CLIP Text Encode.")],
+            **aliases("klein clip", "clip loader", "text encoder", "qwen", "qwen3", "flux2"),
         )
 
     @classmethod
@@ -106,7 +109,8 @@ class KleinVAELoader(io.ComfyNode):
                     tooltip="From models/vae (files and folders) and models/diffusers: flux2-vae.safetensors.",
                 ),
             ],
-            outputs=[io.Vae.Output()],
+            outputs=[io.Vae.Output(tooltip="The VAE, for references, VAE Encode and VAE Decode.")],
+            **aliases("klein vae", "load vae", "flux2 vae", "autoencoder", "small decoder"),
         )
 
     @classmethod

@@ -6,11 +6,21 @@ from ..pictures.references import SOCKETS, chain
 from ..pictures.sizing import SIZINGS
 from .checks import check
 from .host.combine import combine
-from .host.reports import with_report
+from .host.compat import aliases
+from .host.reports import all_ours, with_report
 from .loaders import CATEGORY
 
 References = io.Custom("KLEIN_REFERENCES")
 CanvasType = io.Custom("KLEIN_CANVAS")
+POSITIVE = "The prompt. It calls the pictures image 1, image 2, ..."
+PICTURE = "A reference picture. Each image of a batch is one of its own."
+OUTPUTS = [
+    io.Conditioning.Output(display_name="positive", tooltip="The prompt with the references."),
+    io.Conditioning.Output(display_name="negative", tooltip="The negative with the same references, where one is connected."),
+    io.Latent.Output(display_name="latent", tooltip="What the sampler starts from, in the size of the image to be made."),
+    CanvasType.Output(display_name="canvas", tooltip="For Klein Canvas Restore."),
+    io.String.Output(display_name="report", tooltip="The number, size and share of each picture, and warnings."),
+]
 
 
 class KleinReference(io.ComfyNode):
@@ -22,9 +32,9 @@ class KleinReference(io.ComfyNode):
             display_name="Klein Reference",
             category=CATEGORY,
             description="A reference image with its own strength, mask and part of the steps. Chain several; each image of a "
-            "batch is a reference. Needs a model of Klein Flow Loader.",
+            "batch is a reference.",
             inputs=[
-                io.Image.Input("image"),
+                io.Image.Input("image", tooltip="The picture, of any size."),
                 References.Input("references", optional=True, tooltip="References that come before this one."),
                 io.Mask.Input(
                     "mask",
@@ -40,11 +50,22 @@ class KleinReference(io.ComfyNode):
                     tooltip="How much attention the reference gets: 2 doubles its weight, 0 leaves it out, 1 changes nothing.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, **percent, tooltip="The part of the steps from which on it is there."
+                    "start_percent",
+                    default=0.0,
+                    **percent,
+                    tooltip="The reference is there from this part of the steps on; 0: from the start.",
                 ),
-                io.Float.Input("end_percent", default=1.0, **percent, tooltip="The part of the steps until which it is there."),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    **percent,
+                    tooltip="The reference is there until this part of the steps; 1: to the end.",
+                ),
             ],
-            outputs=[References.Output(display_name="references")],
+            outputs=[
+                References.Output(display_name="references", tooltip="For Klein Multi Reference, Klein Edit or the next.")
+            ],
+            **aliases("reference", "kontext", "reference strength", "image prompt", "weight", "flux2", "klein"),
         )
 
     @classmethod
@@ -72,8 +93,8 @@ class KleinMultiReference(io.ComfyNode):
             description="Adds reference images to a prompt and gives the empty latent to sample. The prompt calls them image 1, "
             "image 2, ... in the order of the sockets, then of the chain.",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Vae.Input("vae"),
+                io.Conditioning.Input("positive", tooltip=POSITIVE),
+                io.Vae.Input("vae", tooltip="The FLUX.2 VAE."),
                 io.Combo.Input(
                     "sizing",
                     options=list(SIZINGS),
@@ -91,21 +112,18 @@ class KleinMultiReference(io.ComfyNode):
                 ),
                 io.Int.Input("width", **side),
                 io.Int.Input("height", **side),
-                io.Int.Input("batch_size", default=1, min=1, max=4096),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images to make at once."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Gets the same references; for klein base."),
-                *(io.Image.Input(name, optional=True) for name in SOCKETS),
+                *(io.Image.Input(name, optional=True, tooltip=PICTURE) for name in SOCKETS),
                 References.Input(
                     "references", optional=True, tooltip="From Klein Reference: they come after the sockets' images."
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
-                CanvasType.Output(display_name="canvas"),
-                io.String.Output(display_name="report"),
-            ],
-            hidden=[io.Hidden.unique_id],
+            outputs=list(OUTPUTS),
+            hidden=[io.Hidden.prompt],
+            **aliases(
+                "reference", "references", "image edit", "edit", "kontext", "omni", "reference latent", "multi image", "flux2"
+            ),
         )
 
     @classmethod
@@ -127,5 +145,7 @@ class KleinMultiReference(io.ComfyNode):
         )
         images = {name: images[name] for name in SOCKETS if images.get(name) is not None}
         return with_report(
-            cls, *combine(positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size)
+            *combine(
+                positive, negative, vae, images, references, sizing, max_megapixels, width, height, batch_size, all_ours(cls)
+            ),
         )

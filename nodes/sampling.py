@@ -2,18 +2,29 @@
 
 from comfy_api.latest import io
 
+from ..errors import KleinError
 from ..samplers.schedule import SCHEDULES
 from .checks import check
-from .host.sampling import latent_tokens, make_sigmas, pixel_tokens, sample
+from .host.compat import aliases
+from .host.sampling import check_guidance, latent_tokens, make_sigmas, pixel_tokens, sample
 from .loaders import CATEGORY
 
 STEPS = dict(default=4, min=1, max=200, tooltip="4 for klein, 20 to 50 for klein base.")
+CFG = dict(
+    default=1.0,
+    min=1.0,
+    max=100.0,
+    step=0.1,
+    round=0.01,
+    tooltip="1 for klein (the negative is then not computed), 4 to 5 for klein base.",
+)
 SCHEDULE = dict(
     options=list(SCHEDULES),
     default="official",
     tooltip="How noise falls with image size. official: Black Forest Labs' rule, which jumps above 4300 tokens (about "
     "1072x1024). continuous: the same rule without the jump. constant: that of 1024x1024 at every size.",
 )
+UNCONNECTED = object()
 DENOISE = dict(
     default=1.0,
     min=0.0,
@@ -33,27 +44,38 @@ class KleinDistilledSampler(io.ComfyNode):
             description="Samples klein in four Euler steps on its own schedule. For klein base: 20 to 50 steps, cfg 4 to 5, "
             "and a negative.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive"),
+                io.Model.Input("model", tooltip="From Klein Flow Loader, or core's loader where that knows klein."),
+                io.Conditioning.Input("positive", tooltip="The prompt, with references if any."),
                 io.Latent.Input("latent_image", tooltip="From Empty Flux 2 Latent, or an image encoded with the FLUX.2 VAE."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", **STEPS),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="1 for klein (the negative is then not computed), 4 to 5 for klein base.",
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise. The same seed with the same settings gives the same image.",
                 ),
+                io.Int.Input("steps", **STEPS),
+                io.Float.Input("cfg", **CFG),
                 io.Float.Input("denoise", **DENOISE),
                 io.Combo.Input("schedule", **SCHEDULE),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed when cfg is above 1: an empty prompt."),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="Used instead of steps, denoise and schedule."),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The image, for VAE Decode.")],
+            **aliases("klein sampler", "ksampler", "flux2 sampler", "euler", "4 steps", "distilled", "denoise"),
         )
+
+    @classmethod
+    def validate_inputs(cls, cfg, negative=UNCONNECTED):
+        """When the graph is queued. The host checks no bounds of what is named here; what comes over a link is None."""
+        try:
+            if cfg is not None:
+                check(cls, cfg=cfg)
+                check_guidance(cfg, negative is not UNCONNECTED)
+        except KleinError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(
@@ -92,7 +114,8 @@ class KleinSchedule(io.ComfyNode):
                 io.Int.Input("width", optional=True, **size),
                 io.Int.Input("height", optional=True, **size),
             ],
-            outputs=[io.Sigmas.Output()],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced.")],
+            **aliases("klein scheduler", "flux2scheduler", "sigmas", "scheduler", "flux2"),
         )
 
     @classmethod

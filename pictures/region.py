@@ -57,7 +57,8 @@ class Region:
         left, top, right, bottom = self.box
         across = torch.linspace(left, right, self.size[0] // GRID + 1, dtype=torch.float64)
         down = torch.linspace(top, bottom, self.size[1] // GRID + 1, dtype=torch.float64)
-        return shares(self.mask, across, down).clamp(0, 1).float()[None, None]
+        share = shares(self.mask, across, down).clamp(0, 1)
+        return share.where(share > 1e-9, 0).float()[None, None]  # what rounding of an edge leaves beside it is none
 
 
 def region(

@@ -30,6 +30,11 @@ def named_images(prompt: str) -> set[int]:
     return named
 
 
+def weighted(prompt: str) -> list[str]:
+    """The parts of a prompt that are written as `(word:1.3)`, which other models' encoders weigh and klein reads as text."""
+    return re.findall(r"\([^()]*:\s*\d{0,9}\.?\d{1,9}\s*\)", prompt)
+
+
 def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prompt: str | None, warnings: list[str]) -> str:
     """A line for each reference, one for the canvas, and the warnings."""
     image_tokens = canvas[0] * canvas[1] // 256
@@ -38,7 +43,12 @@ def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prom
     for number, entry in enumerate(entries, start=1):
         source = "" if entry.source in (None, entry.size) else f"{entry.source[0]}x{entry.source[1]} to "
         size = f"{source}{entry.size[0]}x{entry.size[1]}"
-        parts = [f"image {number}: {size}", f"{entry.tokens} tokens", f"{100 * entry.tokens / total:.0f} %", *entry.notes]
+        parts = [
+            f"image {number}: {size}",
+            f"{entry.tokens} tokens",
+            f"{100 * entry.tokens / total:.0f} % of the attention's keys",
+        ]
+        parts += entry.notes
         lines.append(", ".join(parts))
     lines.append(f"canvas: {canvas[0]}x{canvas[1]}, {image_tokens} tokens, {total} with text and references")
     return "\n".join(lines + [f"Warning: {text}" for text in warnings + naming(len(entries), prompt)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import torch
@@ -13,6 +14,7 @@ from . import provision
 def import_adapter(name: str):
     """A module of nodes/host/, with ComfyUI importable, on the CPU with SDPA (as the server of the tests runs)."""
     if "comfy" not in sys.modules:
+        os.environ.setdefault("KLEIN_STORE", "off")  # nothing of a test stays for the next
         sys.path.append(str(provision.comfyui()))
         from comfy.cli_args import args
 

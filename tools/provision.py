@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 HOST = ROOT / ".comfy"
+CLIENTS = ROOT / "tests/clients"
 
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.28.0"  # the pair of that torch
@@ -32,7 +33,8 @@ PACKAGES = [
     "comfyui-frontend-package==1.32.9", "sentencepiece", "torchsde", "aiohttp>=3.11.8", "yarl", "pyyaml", "Pillow",
     "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy", "av>=14.2", "pydantic~=2.0", "pydantic-settings~=2.0",
     # the tests': the oracle, and what checks the pack for the registry
-    "diffusers>=0.38", "scikit-image", "gguf", "comfy-kitchen", "pytest", "websocket-client", "playwright", "ruff", "mypy",
+    "diffusers>=0.38", "peft", "lycoris-lora", "gguf", "comfy-kitchen", "scikit-image", "openai==3.57.0",
+    "pytest", "pytest-xdist", "websocket-client", "playwright", "ruff", "mypy",
 ]  # fmt: skip
 
 
@@ -121,6 +123,18 @@ def install_chromium() -> None:
     say("Installing Chromium")
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
         subprocess.run(["apt-get", *command], check=True, stdout=sys.stderr)
+
+
+def install_clients() -> None:
+    """The npm clients of the agents' HTTP, as their lock file pins them; without npm their tests are skipped."""
+    made = CLIENTS / "node_modules/.package-lock.json"
+    lock = CLIENTS / "package-lock.json"
+    if not shutil.which("npm") or (made.exists() and made.stat().st_mtime >= lock.stat().st_mtime):
+        return
+    say("Installing the npm packages of tests/clients")
+    quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    if subprocess.run([shutil.which("npm"), "ci", *quiet], cwd=CLIENTS, stdout=sys.stderr).returncode:
+        say("They could not be installed: the tests of these clients are skipped")
 
 
 def has_module(name: str) -> bool:

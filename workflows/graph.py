@@ -46,6 +46,7 @@ NODE_TYPES = {
     "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, 3, (320, 190)),
     "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, 0, (400, 110), "text_encoders"),
     "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, 0, (400, 80), "vae"),
+    "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, 0, (400, 240), "loras"),
     "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, 2, (400, 240)),
     "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, 2, (400, 130)),
     "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, 1, (280, 310)),
@@ -74,6 +75,11 @@ NODE_TYPES = {
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
         {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, 3, (320, 200),
     ),
+    "KleinPreflight": NodeType(
+        [("model?", "MODEL"), ("clip?", "CLIP"), ("vae?", "VAE"), ("positive?", "CONDITIONING"), ("latent_image?", "LATENT"), ("references?", "KLEIN_REFERENCES")],
+        [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("references", "KLEIN_REFERENCES"), ("steps", "INT"), ("cfg", "FLOAT"), ("report", "STRING")],
+        {"steps": 4, "cfg": 1.0}, 2, (420, 460),
+    ),
     "KleinEdit": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"), ("mask?", "MASK"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(2, 5)), ("references?", "KLEIN_REFERENCES")],
         [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
@@ -92,6 +98,10 @@ NODE_TYPES = {
 }  # fmt: skip
 STEPS = ("Models", "Pictures", "Prompt", "Sample", "Result")  # of the columns, from left to right
 APART, TITLE = 80, 40  # pixels between columns, and of a node's own title with a gap
+ASKED = {  # in the linear form that newer hosts show as an app: widgets of these nodes, and the pictures saved
+    "KleinPrompt": ("text",), "LoadImage": ("image",), "KleinExamplePicture": ("picture",), "KleinDistilledSampler": ("seed",),
+    "EmptyFlux2LatentImage": ("width", "height"),
+}  # fmt: skip
 BESIDE = {"seed": ["randomize"], "image": ["image"]}  # what the frontend keeps after a widget's value
 
 
@@ -138,20 +148,18 @@ class Graph:
             inside = [node for node in self.nodes if NODE_TYPES[node[1]].column == column]
             if not inside:
                 continue
-            width, top = max(NODE_TYPES[kind].size[0] for _, kind, _ in inside), 60 + TITLE
-            for number, kind, values in inside:
-                nodes.append(self._node(number, kind, values, [left, top], width))
-                top += NODE_TYPES[kind].size[1] + TITLE + 20
-            groups.append(
-                {
-                    "title": step,
-                    "bounding": [left - 20, 20, width + 40, top - 50],
-                    "color": "#3f789e",
-                    "font_size": 24,
-                    "flags": {},
-                }
-            )
-            left, lowest = left + width + APART, max(lowest, top)
+            first, tall = left, 0
+            width = max(NODE_TYPES[kind].size[0] for _, kind, _ in inside)
+            across = 2 if step == "Pictures" and len(inside) > 3 else 1
+            for part in range(across):
+                top = 60 + TITLE
+                for number, kind, values in inside[part::across]:
+                    nodes.append(self._node(number, kind, values, [left, top], width))
+                    top += NODE_TYPES[kind].size[1] + TITLE + 20
+                left, tall = left + width + (20 if part + 1 < across else APART), max(tall, top)
+            bounding = [first - 20, 20, left - APART - first + 40, tall - 50]
+            groups.append({"title": step, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}})
+            lowest = max(lowest, tall)
         nodes.sort(key=lambda node: node["id"])
         if self.note:
             nodes.append({
@@ -164,8 +172,13 @@ class Graph:
             links.append([number, link.node, link.output, target, self._slot(target, name), link.type])
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)), "revision": 0, "last_node_id": len(nodes),
-            "last_link_id": len(links), "nodes": nodes, "links": links, "groups": groups, "config": {}, "extra": {}, "version": 0.4,
+            "last_link_id": len(links), "nodes": nodes, "links": links, "groups": groups, "config": {},
+            "extra": {"linearData": self._linear()}, "version": 0.4,
         }  # fmt: skip
+
+    def _linear(self) -> dict:
+        asked = [[number, name] for number, kind, _ in self.nodes for name in ASKED.get(kind, ())]
+        return {"inputs": asked, "outputs": [number for number, kind, _ in self.nodes if kind == "SaveImage"]}
 
     def _slot(self, number: int, name: str) -> int:
         class_type = self.nodes[number - 1][1]

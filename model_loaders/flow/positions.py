@@ -12,6 +12,7 @@ from torch import Tensor
 
 THETA = 2000
 REFERENCE_STEP = 10
+ROTATION_BYTES = 8  # of a token for each feature of a head: a 2x2 matrix of float32 a pair
 
 Box = tuple[int, int]  # height and width in tokens
 

@@ -113,7 +113,7 @@ class Markers:
             return self._packed(path, name, shape, codec, beside)
         if dtype not in FLOATS and dtype not in FP8:
             raise KleinError(
-                f"{checkpoint.path.name} stores {name} as {_name(dtype)} and does not say how it is to be read: {INSTEAD}"
+                f"{checkpoint.path.name} stores {name} as {dtype_name(dtype)} and does not say how it is to be read: {INSTEAD}"
             )
         if codec and scales["weight_scale"] is None or codec is None and dtype in FP8 and self._scaled:
             raise KleinError(
@@ -123,7 +123,7 @@ class Markers:
         for scale in filter(None, own.values()):
             if math.prod(checkpoint.shapes[scale]) != 1 or checkpoint.dtypes[scale] not in FLOATS:
                 raise KleinError(
-                    f"{scale} in {checkpoint.path.name} is {_name(checkpoint.dtypes[scale])} of shape "
+                    f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape "
                     f"{list(checkpoint.shapes[scale])}, expected one floating-point number a layer: {INSTEAD}"
                 )
         return StoredWeight(name, shape, dtype, codec, own["weight_scale"], own["input_scale"])
@@ -155,8 +155,8 @@ class Markers:
             allowed = shapes(shape[0], columns)
             if checkpoint.shapes[scale] not in allowed or checkpoint.dtypes[scale] not in dtypes:
                 raise KleinError(
-                    f"{scale} in {checkpoint.path.name} is {_name(checkpoint.dtypes[scale])} of shape {list(checkpoint.shapes[scale])}, "
-                    f"expected {_name(dtypes[0])} of shape {' or '.join(str(list(each)) for each in allowed)}: {INSTEAD}"
+                    f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape {list(checkpoint.shapes[scale])}, "
+                    f"expected {dtype_name(dtypes[0])} of shape {' or '.join(str(list(each)) for each in allowed)}: {INSTEAD}"
                 )
         named = {leaf: f"{path}.{leaf}" for leaf in form.scales}
         return StoredWeight(
@@ -179,13 +179,13 @@ class Markers:
         if settings is None:
             if dtype not in FP8 or not scaled:
                 return None
-            settings = {"format": _name(dtype), "full_precision_matrix_mult": self._precise}
+            settings = {"format": dtype_name(dtype), "full_precision_matrix_mult": self._precise}
         codec = _known(self.checkpoint, path, settings)
         if dtype == codec.dtype:
             return codec
         if marked or dtype not in FLOATS:
             raise KleinError(
-                f"{self.checkpoint.path.name} says that {path} is {settings['format']}, but stores it as {_name(dtype)}: download it again."
+                f"{self.checkpoint.path.name} says that {path} is {settings['format']}, but stores it as {dtype_name(dtype)}: download it again."
             )
         return None  # a file that was saved anew in a plain dtype, with the header it had
 
@@ -233,7 +233,7 @@ def _tensor_settings(checkpoint: Checkpoint, name: str) -> dict:
     shape, dtype = checkpoint.shapes[name], checkpoint.dtypes[name]
     if dtype != torch.uint8 or len(shape) != 1 or shape[0] > LONGEST_MARKER:
         raise KleinError(
-            f"{name} in {checkpoint.path.name} is {_name(dtype)} of shape {list(shape)}, expected at most {LONGEST_MARKER} bytes of "
+            f"{name} in {checkpoint.path.name} is {dtype_name(dtype)} of shape {list(shape)}, expected at most {LONGEST_MARKER} bytes of "
             f"JSON: download it again."
         )
     try:
@@ -261,5 +261,5 @@ def _checked(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return scale
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

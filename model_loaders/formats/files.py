@@ -64,6 +64,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
 
+    @property
+    def files(self) -> set[Path]:
+        return {shard.file for shard in self._homes.values()}
+
     def beside(self, layer: str) -> list[str]:
         """The names of all tensors below a layer, `layer.*`."""
         return self._children.get(layer, [])

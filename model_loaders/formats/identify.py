@@ -23,13 +23,14 @@ class Kind:
 LOAD_FLOW = "load it with the Klein Flow Loader and "
 LOAD_ENCODER = "load it with the Klein Qwen3 Encoder Loader and "
 LOAD_VAE = "load it with the Klein VAE Loader and "
-LOAD_LORA = "apply it with a LoRA loader node and "
+LOAD_LORA = "apply it with the Klein LoRA Loader and "
 LOAD_CORE = "load it with ComfyUI's own loaders and "
 
 EXPECTED = {
     "flow": "a FLUX.2 [klein] flow model such as flux-2-klein-9b.safetensors",
     "encoder": "a Qwen3 text encoder such as qwen_3_8b_fp8mixed.safetensors",
     "vae": "the FLUX.2 VAE, flux2-vae.safetensors",
+    "lora": "a LoRA for FLUX.2 [klein]",
 }
 
 # Hidden sizes of the released models: klein-facts, model cards of the Klein family. For names only, never for shapes.
@@ -81,8 +82,20 @@ def _named(checkpoint, names):
 
 
 def _lora(checkpoint, names):
-    marks = ("lora_A", "lora_B", "lora_up", "lora_down", "lokr_", "loha_", "hada_w", ".diff_b", "oft_blocks")
-    if any(mark in name for name in names for mark in marks):
+    marks = (
+        "lora_A",
+        "lora_B",
+        "lora_up",
+        "lora_down",
+        "lora.up",
+        "lora_linear",
+        "lokr_",
+        "loha_",
+        "hada_w",
+        "oft_blocks",
+        "oft_R",
+    )
+    if any(mark in name or name.endswith((".diff", ".diff_b", ".w_norm")) for name in names for mark in marks):
         return Kind("lora", "a LoRA", LOAD_LORA)
 
 

@@ -75,6 +75,11 @@ class Plan:
         """Canonical `layer.weight` -> its shape, from headers alone."""
         return {f"{layer}.weight": self._stacked(layer, parts) for layer, parts in self.weights.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """Of the weights as they lie in the file, without their scales."""
+        return sum(math.prod(part.shape) * part.dtype.itemsize for parts in self.weights.values() for part in parts)
+
     def _stacked(self, layer: str, parts: tuple[StoredWeight, ...]) -> tuple[int, ...]:
         """The shape of weights on top of each other; KleinError where they do not fit."""
         shapes = [part.shape for part in parts]

@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...errors import KleinError
 from ...model_loaders.flow.reference_kv import ReferenceKV, ReferenceSet, Storage
+from ...model_loaders.flow.work import kept_bytes
 from .conditioning import controls_of
 from .flow import REFERENCE_CACHE, KleinModel
 
@@ -52,9 +53,13 @@ def attach(patcher, mode: str, device: str, dtype: str):
 
 def bytes_per_token(model: KleinModel, dtype: torch.dtype | None) -> int:
     """Keys and values of one token in all blocks."""
-    sizes = model.diffusion_model.sizes
-    itemsize = (dtype or model.manual_cast_dtype or model.get_dtype()).itemsize
-    return 2 * (sizes.depth + sizes.depth_single_blocks) * sizes.hidden_size * itemsize
+    return kept_bytes(model.diffusion_model.sizes, (dtype or model.manual_cast_dtype or model.get_dtype()).itemsize)
+
+
+def cache_of(patcher) -> ReferenceCache | None:
+    """The reference cache that a MODEL has."""
+    found = patcher.wrappers.get(WrappersMP.PREPARE_SAMPLING, {}).get(REFERENCE_CACHE)
+    return found[-1].__self__ if found else None
 
 
 class ReferenceCache:

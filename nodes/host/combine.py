@@ -3,7 +3,6 @@ what each reference is asked for."""
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import OrderedDict
 
@@ -15,8 +14,12 @@ from ...model_loaders.flow.controls import NEUTRAL, Control, complete
 from ...pictures.references import Reference, enters, gaps, kept, known_by_latent, output_canvas, pictures, unpainted
 from ...pictures.report import Entry, report
 from ...pictures.sizing import Canvas, Size, fit, place
+from ...store.keys import content
 from .conditioning import controls_of, prompt_of, with_ours
 from .sampling import CHANNELS
+from .store import key as key_of
+from .store import store
+from .vae import SOURCE
 
 MOST = 10  # references of one image
 KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
@@ -24,10 +27,11 @@ KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB
 _latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
 
 
-def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size):
+def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size, ours=False):
     """(positive, negative, LATENT, KLEIN_CANVAS, report) with references appended to those that the conditioning has.
 
-    images: socket -> IMAGE, in order. Each image of a batch is a reference of its own.
+    images: socket -> IMAGE, in order. Each image of a batch is a reference of its own. ours: every model of the graph is
+    Klein Flow Loader's.
     """
     images = {socket: pictures(image) for socket, image in images.items()}
     chosen = [Reference(single) for image in images.values() for single in image] + list(references or ())
@@ -36,7 +40,7 @@ def combine(positive, negative, vae, images: dict, references, sizing, max_megap
     canvases = [fit(ref.source, sizing, max_megapixels, several) for ref in chosen]
     canvas = output_canvas([*(known_by_latent(latent) for latent in before), *canvases], width, height)
     warnings = gaps(images, len(before) + 1)
-    positive, negative, lines = join(positive, negative, vae, chosen, canvases, canvas.size, warnings)
+    positive, negative, lines = join(positive, negative, vae, chosen, canvases, canvas.size, warnings, ours)
     latent = torch.zeros(
         batch_size, CHANNELS, canvas.size[1] // 16, canvas.size[0] // 16, device=comfy.model_management.intermediate_device()
     )
@@ -48,7 +52,7 @@ def references_of(conditioning) -> list[torch.Tensor]:
     return (conditioning[0][1].get("reference_latents") or []) if conditioning else []
 
 
-def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas], size: Size, warnings: list[str]):
+def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas], size: Size, warnings: list[str], ours: bool):
     """(positive, negative, report) with these references, each on its canvas, behind those that the conditioning has.
     size: of the image to be made."""
     values = positive[0][1] if positive else {}
@@ -72,7 +76,7 @@ def join(positive, negative, vae, chosen: list[Reference], canvases: list[Canvas
             warnings.append(f"the mask of image {number} keeps nothing, so image {number} is left out")
     text = positive[0][0].shape[1] if positive else 0
     lines = report(entries, size, text, prompt_of(values), warnings)
-    if any(control != NEUTRAL for control in (*old, *controls)):
+    if not ours and any(control != NEUTRAL for control in (*old, *controls)):
         lines += "\nStrength, mask and window need a model of Klein Flow Loader."
     added = [append(conditioning, latents, controls) for conditioning in (positive, negative)]
     return *added, lines
@@ -101,16 +105,31 @@ def entry(source: tuple[int, int] | None, canvas: Canvas, control: Control, *not
 
 
 def encode(vae, image: torch.Tensor) -> torch.Tensor:
-    """(1, 128, H/16, W/16) of an image (1, H, W, 3), from memory when this VAE has seen these pixels."""
+    """(1, 128, H/16, W/16) of an image (1, H, W, 3), from memory when this VAE has seen these pixels, or from the store when
+    one of the same file has."""
     kept = _latents.setdefault(vae.first_stage_model, OrderedDict())
     pixels = image.cpu().contiguous()
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).digest()
+    digest = content({"pixels": pixels})
     if digest not in kept:
-        kept[digest] = vae.encode(image)
+        kept[digest] = _stored(vae, image, digest)
         while len(kept) > 1 and sum(latent.nbytes for latent in kept.values()) > KEPT_LATENTS:
             kept.popitem(last=False)
     kept.move_to_end(digest)
     return kept[digest]
+
+
+def _stored(vae, image: torch.Tensor, digest: str) -> torch.Tensor:
+    """By a VAE of Klein VAE Loader that nothing has patched; others encode anew in each life of the server."""
+    of = getattr(vae.first_stage_model, SOURCE, None)
+    untouched = of is not None and not (vae.patcher.patches or vae.patcher.object_patches)
+    key = key_of("latent", of, vae.device, dtype=str(vae.vae_dtype), pixels=digest) if untouched else None
+    known = store().get(key) if key else None
+    if known:
+        return known["latent"].to(comfy.model_management.intermediate_device())
+    latent = vae.encode(image)
+    if key:
+        store().put(key, {"latent": latent}, f"a picture of {image.shape[2]}x{image.shape[1]}, encoded")
+    return latent
 
 
 def append(conditioning, latents: list, controls: list[Control]):

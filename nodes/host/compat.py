@@ -8,6 +8,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+from comfy_api.latest import io
+
+
+def aliases(*words: str) -> dict:
+    """What tells a node's schema the words that a search finds it by, where the host knows such words."""
+    return {"search_aliases": list(words)} if "search_aliases" in inspect.signature(io.Schema).parameters else {}
 
 
 def patcher_class(disable_dynamic: bool = False) -> type:

@@ -13,8 +13,9 @@ OTHERS = SOCKETS[1:]  # the first is the picture itself
 
 
 def edit(
-    positive, negative, vae, image, mask, mode, context, grow, feather, max_megapixels, margins, batch_size, images, references
-):
+    positive, negative, vae, image, mask, mode, context, grow, feather, max_megapixels, margins, batch_size, images, references,
+    ours=False
+):  # fmt: skip
     """(positive, negative, LATENT with noise_mask, KLEIN_CANVAS, report). images: socket -> IMAGE, in order."""
     if context < 0 and context != WHOLE:
         raise KleinError(f"context is {context:g}, expected 0 or more, or {WHOLE:g} for the whole picture: change it.")
@@ -37,7 +38,7 @@ def edit(
     warnings = [] if mode == "replace" else gaps(images, first, OTHERS)
     if mode != "outpaint" and any(margins):
         warnings.append(f"left, top, right and bottom count in outpaint only, not in {mode}")
-    positive, negative, lines = join(positive, negative, vae, others, canvases, area.size, warnings)
+    positive, negative, lines = join(positive, negative, vae, others, canvases, area.size, warnings, ours)
 
     encoded = encode(vae, pixels)
     latent = {"samples": encoded.repeat(batch_size, 1, 1, 1)}

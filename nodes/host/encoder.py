@@ -15,16 +15,22 @@ from ...errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
 from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut, load_tokenizer, tokenize, window
-from .compat import clip_options
+from ...store.stamp import source
+from .compat import clip_options, note_dtypes
 from .conditioning import with_ours
 from .operations import encoder_operations, native_layers, native_tensors
 from .packed import pack, packed_layers
+from .store import key as key_of
+from .store import store
 
 BUNDLED = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"  # the same byte pairs as Qwen3's
 
+CAST = "manual_cast_dtype"  # an object that newer hosts replace in every CLIP
+
 
 def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False):
-    """A CLIP from a file or Hugging Face folder. Raises KleinError before any weight is read when it is not Qwen3.
+    """A CLIP from a file or Hugging Face folder, whose weights are read when a prompt first needs them. Raises KleinError
+    when it is not Qwen3.
 
     disable_dynamic: as in the host's own loaders, for callers that patch weights in place.
     """
@@ -53,7 +59,7 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
     options = {
         "load_device": load_device,
         "offload_device": offload_device,
-        "initial_device": offload_device,
+        "initial_device": torch.device("meta"),  # nowhere yet: hosts without a GPU would load it at once
         "dtype": file.dtype,
     }
     # A host that streams weights from the file would add patches to packed bytes.
@@ -61,7 +67,6 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
     clip = comfy.sd.CLIP(target, model_options=options, **clip_options(plain))
     clip.cond_stage_model.load_device = clip.patcher.load_device  # the host may have chosen another that can cast
     clip.patcher.cached_patcher_init = (load_patcher, (path, device))
-    logging.info(f"Klein encoder {file.name}: {len(file.plan.weights)} layers read, {len(file.plan.unused)} left in the file")
     return clip
 
 
@@ -98,28 +103,52 @@ def clip_name(file: EncoderFile) -> str:
 
 class HostedEncoder(torch.nn.Module):
     """What the host's CLIP drives: tokens in its form in, (B, 512, 3*hidden) out. Weights lie at
-    `<clip name>.transformer.model.*`, as in the host's own encoders, so that LoRA keys fit."""
+    `<clip name>.transformer.model.*`, as in the host's own encoders, so that LoRA keys fit.
+
+    There are none until the host asks for what it asks for first: before each encoding it resets the options, and before
+    it moves, patches or saves weights it takes the state dict.
+    """
 
     def __init__(self, file: EncoderFile, pad: int, load_device: torch.device, compute_dtype: torch.dtype):
         super().__init__()
+        self.file: EncoderFile | None = file  # until the weights are read
+        self.source = source(file.plan.checkpoint.files)
+        self.clip_name, self.name = clip_name(file), file.name
+        self.pad, self.vocabulary = pad, file.sizes.vocabulary
+        self.width = 3 * file.sizes.hidden_size
+        self.weight_bytes = file.plan.nbytes
+        self.load_device, self.compute_dtype = load_device, compute_dtype
+        self.dtypes = {file.dtype, *(codec.dtype for codec in native_layers(file.plan.quantised).values())}
+
+    def read_weights(self) -> None:
+        """Once; mapped where the file has them as they are needed."""
+        file = self.file
+        if file is None:
+            return
         quantised = native_layers(file.plan.quantised)
-        layers = encoder_operations(quantised, compute_dtype)
+        layers = encoder_operations(quantised, self.compute_dtype)
         encoder = Qwen3Encoder(file.sizes, layers, dtype=file.dtype, device=None if quantised else "meta")
-        encoder.compute_dtype = compute_dtype
+        encoder.compute_dtype = self.compute_dtype
         pack(encoder.model, file.plan.quantised, file.name)
         encoder.requires_grad_(False)
         encoder.model.load_state_dict(native_tensors(file.plan.tensors(), quantised), assign=True)
-        self.clip_name = clip_name(file)
-        self.pad, self.vocabulary = pad, file.sizes.vocabulary
         self.add_module(self.clip_name, torch.nn.ModuleDict({"transformer": encoder.eval()}))
-        self.load_device = load_device
-        self.dtypes = {file.dtype, *(codec.dtype for codec in quantised.values())}
+        note_dtypes(self)
+        self.file = None
+        logging.info(
+            f"Klein encoder {file.name}: {len(file.plan.weights)} layers read, {len(file.plan.unused)} left in the file"
+        )
+
+    def state_dict(self, *args, **kwargs):
+        self.read_weights()
+        return super().state_dict(*args, **kwargs)
 
     def set_clip_options(self, options: dict) -> None:
         self.load_device = options.get("execution_device") or self.load_device
 
     def reset_clip_options(self) -> None:
-        """Layers and pooling of other encoders: nothing of klein's can be set."""
+        """Layers and pooling of other encoders cannot be set."""
+        self.read_weights()
 
     def encode_token_weights(self, tokens: dict):
         if self.clip_name not in tokens:
@@ -172,15 +201,44 @@ class KleinTokenizer:
 
 
 def encode_prompt(clip, text: str) -> tuple[list, str]:
-    """CONDITIONING of a prompt with any CLIP, and one line on its tokens. The prompt's text travels with it. KleinError
-    for what is no text, or too long."""
+    """CONDITIONING of a prompt with any CLIP, and a report on its tokens. The prompt's text travels with it. A prompt that
+    the store knows needs no encoder. KleinError for what is no text, or too long."""
     check_prompt(text)
     tokens = clip.tokenize(text)
-    conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=with_ours({}, prompt=text))
+    key = _key(clip, tokens)
+    known = store().get(key) if key else None
+    values = with_ours({"pooled_output": None}, prompt=text)  # as the host gives them
+    if known:
+        conditioning = [[known["text"].float().to(comfy.model_management.intermediate_device()), values]]
+    else:
+        conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=with_ours({}, prompt=text))
+        if key and len(conditioning) == 1 and conditioning[0][1] == values:
+            encoder = clip.cond_stage_model
+            # the encoder computed in this dtype, and made it float32 for the host
+            store().put(key, {"text": conditioning[0][0].to(encoder.compute_dtype)}, f"text by {encoder.name}: {text[:60]}")
+    return conditioning, _said(clip, tokens) + ("\nknown from before: the encoder was not needed" if known else "")
+
+
+def _key(clip, tokens: dict) -> str | None:
+    """Of the conditioning that a CLIP gives for tokens; None where more than its file decides it."""
+    encoder, patcher = clip.cond_stage_model, clip.patcher
+    if not isinstance(encoder, HostedEncoder) or tokens.keys() != {encoder.clip_name}:
+        return None
+    touched = (
+        patcher.patches or patcher.hook_patches or patcher.forced_hooks or patcher.injections or patcher.weight_wrapper_patches
+    )
+    if touched or patcher.object_patches.keys() - {CAST} or clip.apply_hooks_to_conds or clip.use_clip_schedule:
+        return None
+    ids, mask = window([[token[0] for token in row] for row in tokens[encoder.clip_name]], encoder.pad)
+    dtype = str(encoder.compute_dtype)
+    return key_of("text", encoder.source, encoder.load_device, dtype=dtype, ids=ids.tolist(), used=mask.sum(1).tolist())
+
+
+def _said(clip, tokens: dict) -> str:
     counts = [sum(len(row) for row in rows) for rows in tokens.values()]
     used = max(counts, default=0)
     if not isinstance(clip.tokenizer, KleinTokenizer):
-        return conditioning, f"{used} tokens (counted by ComfyUI's own encoder)"
+        return f"{used} tokens (counted by ComfyUI's own encoder)"
     if cut(used):
-        return conditioning, f"{used} tokens: the last {cut(used)} lie beyond the {LENGTH} that klein reads and were cut off"
-    return conditioning, f"{used} of {LENGTH} tokens, nothing was cut"
+        return f"{used} tokens: the last {cut(used)} lie beyond the {LENGTH} that klein reads and were cut off"
+    return f"{used} of {LENGTH} tokens, nothing was cut"

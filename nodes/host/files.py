@@ -13,24 +13,28 @@ from ...model_loaders.formats.files import INDEX
 TINY = Path(__file__).resolve().parents[2] / "tiny"  # comes with the pack; in its own loaders' lists only
 
 
-def choices(category: str, subfolder: str) -> list[str]:
+def choices(category: str, subfolder: str | None) -> list[str]:
     """Files of a ComfyUI category, then Hugging Face folders in it and the `subfolder` of those in models/diffusers, then
-    the pack's own models."""
-    files = folder_paths.get_filename_list(category) + _gguf(category)
+    the pack's own models. Without a subfolder files alone."""
+    files = folder_paths.get_filename_list(category)
+    if subfolder is None:
+        return files
+    files = files + _gguf(category)
     inside = tuple(f"{name}{os.sep}" for name in _folders(category))
     folders = {**_folders("diffusers", subfolder), **_folders(category)}
     names = [name for name in files if not name.startswith(inside)] + sorted(folders)
     return names + [name for name in _own(category) if name not in names]
 
 
-def resolve(category: str, subfolder: str, name: str) -> Path:
+def resolve(category: str, subfolder: str | None, name: str) -> Path:
     """The path of an entry of `choices`; KleinError when it is no longer there, or no name that can be written down."""
     if not isinstance(name, str):
         raise KleinError(f"No file of {category} is chosen ({name!r} is not a name): choose one.")
     if not _printable(name):
         raise KleinError(f"The file name {name} in {category} is not UTF-8: rename the file, then refresh the list (key R).")
-    path = folder_paths.get_full_path(category, name) or _folders(category).get(name)
-    path = path or _folders("diffusers", subfolder).get(name) or _own(category).get(name)
+    path = folder_paths.get_full_path(category, name)
+    if path is None and subfolder is not None:
+        path = _folders(category).get(name) or _folders("diffusers", subfolder).get(name) or _own(category).get(name)
     if path is None:
         raise KleinError(
             f"{name} is not in the folders of {category}: put it there, or choose another file (key R refreshes the list)."
@@ -38,7 +42,7 @@ def resolve(category: str, subfolder: str, name: str) -> Path:
     return Path(path)
 
 
-def known(category: str, subfolder: str, name: str | None) -> bool | str:
+def known(category: str, subfolder: str | None, name: str | None) -> bool | str:
     """True for an entry of `choices`, else the sentence that the graph's validation shows. None: the name comes over a
     link, and is known only when the graph runs."""
     names = choices(category, subfolder)
@@ -49,6 +53,12 @@ def known(category: str, subfolder: str, name: str | None) -> bool | str:
         f"download it there (links are in the workflow's note), then refresh the list (key R)."
     )
     return str(sentence)
+
+
+def stamp(category: str, name: str | None) -> str:
+    """Another text when a file of a category is another, so that a graph runs anew with it."""
+    path = folder_paths.get_full_path(category, name) if isinstance(name, str) else None
+    return f"{name} {os.stat(path).st_mtime_ns}" if path else str(name)
 
 
 def _printable(name: str) -> bool:

@@ -32,10 +32,7 @@ def sample(
         raise KleinError("The latent holds NaN or infinity, expected numbers: change the node that made it.")
     if sigmas is not None and not (sigmas.ndim == 1 and sigmas.isfinite().all()):
         raise KleinError("The sigmas are not a row of finite numbers: connect those of a scheduler, or none.")
-    if cfg > 1 and negative is None:
-        raise KleinError(
-            f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
-        )
+    check_guidance(cfg, negative is not None)
     for conditioning in (positive, negative or []):
         for text, values in conditioning:
             _check(model, text, values)
@@ -43,7 +40,8 @@ def sample(
         sigmas = make_sigmas(steps, tokens, schedule, denoise)
     if len(sigmas) < 2:  # no step: nothing is loaded for it
         return latent
-    _advise(model, len(sigmas) - 1, cfg)
+    for sentence in advice(model, len(sigmas) - 1, cfg):
+        logging.warning(sentence)
 
     guider = comfy.samplers.CFGGuider(model)
     # At cfg 1 the negative is left out altogether, unless a patch of the MODEL asks for it: nothing of it is computed.
@@ -61,6 +59,14 @@ def sample(
         seed=seed,
     )
     return {**latent, "samples": out.to(samples.device)}
+
+
+def check_guidance(cfg: float, connected: bool) -> None:
+    """KleinError where cfg asks for a negative conditioning and none is connected."""
+    if cfg > 1 and not connected:
+        raise KleinError(
+            f"cfg is {cfg:g}, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
+        )
 
 
 def _euler(model, x, sigmas, extra_args, callback, disable) -> torch.Tensor:
@@ -108,10 +114,13 @@ def _check(model, text: torch.Tensor, values: dict) -> None:
         )
 
 
-def _advise(model, steps: int, cfg: float) -> None:
-    """Steps and cfg belong to the variant: say so when they do not fit."""
+def advice(model, steps: int, cfg: float) -> list[str]:
+    """Sentences where steps and cfg do not fit the variant that the model is."""
     variant = getattr(model.model, "klein_variant", None)
     if variant == "base" and (steps < 10 or cfg == 1):
-        logging.warning(f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}.")
+        return [f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}."]
     if variant in ("distilled", "kv") and cfg > 1:
-        logging.warning(f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours.")
+        return [f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours."]
+    if variant in ("distilled", "kv") and steps > 8:
+        return [f"Klein {variant} was distilled to 4 steps, this runs {steps}: {steps / 4:.3g} times the work."]
+    return []

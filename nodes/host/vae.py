@@ -10,6 +10,9 @@ from comfy.ldm.modules.diffusionmodules.model import Decoder
 
 from ...errors import KleinError
 from ...model_loaders.vae.load import Half, VAEFile, read_vae
+from ...store.stamp import source
+
+SOURCE = "klein_source"  # on the module that is the model: its files
 
 
 def load_vae(path: Path):
@@ -20,6 +23,7 @@ def load_vae(path: Path):
         vae = _build(file)
     except (KeyError, IndexError, RuntimeError) as error:
         raise KleinError(f"{Path(path).name} does not make a FLUX.2 VAE ({error}): download it again.") from error
+    setattr(vae.first_stage_model, SOURCE, source(file.checkpoint.files))
     vae.patcher.cached_patcher_init = (load_patcher, (path,))
     return vae
 

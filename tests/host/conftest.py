@@ -4,6 +4,7 @@ import pytest
 
 from fixtures.cache import across, parts, run  # noqa: F401  fixtures of the tests of the reference cache
 from fixtures.graph import ENCODER, FLOW, ExampleGraph, picture
+from fixtures.serving import limited, serving  # noqa: F401  hosts of the tests of the agents' HTTP
 from tools import provision, small
 from tools.server import Server
 

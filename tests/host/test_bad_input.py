@@ -124,10 +124,25 @@ def test_the_latent_of_another_model_is_refused(comfy, graph, class_type, inputs
 
 
 def test_cfg_without_a_negative_is_refused(comfy, graph):
+    """When it is queued: nothing is loaded for it, and the node is marked."""
+    sentence = "cfg is 4, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
     graph.sampler["cfg"] = 4.0
-    assert refusal(graph, comfy) == (
-        "cfg is 4, which needs a negative conditioning, and none is connected: connect one, or set cfg to 1."
-    )
+    with pytest.raises(PromptError) as error:
+        comfy.queue(graph)
+    assert error.value.kind == "refused" and error.value.text.endswith(f": cfg - {sentence}")
+
+
+def test_cfg_over_a_link_without_a_negative_is_refused_when_it_runs(comfy, graph):
+    graph.sampler["cfg"] = graph.new("PrimitiveFloat", value=4.0)
+    assert refusal(graph, comfy).startswith("cfg is 4, which needs a negative conditioning, and none is connected")
+
+
+@pytest.mark.parametrize("cfg", [0.5, 101.0])
+def test_cfg_out_of_its_bounds_is_refused_when_it_is_queued(comfy, graph, cfg):
+    graph.sampler["cfg"] = cfg
+    with pytest.raises(PromptError) as error:
+        comfy.queue(graph)
+    assert error.value.kind == "refused" and f"cfg is {cfg}, expected a number from 1.0 to 100.0" in error.value.text
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "<|endoftext|>", "\u0000"])

@@ -1,6 +1,7 @@
 """What a host may expect of a pack: nodes work without a server, reports reach one client, patches are asked for."""
 
 import importlib
+import json
 import uuid
 
 import pytest
@@ -8,9 +9,8 @@ import torch
 from websocket import WebSocketTimeoutException, create_connection
 
 from tools import inprocess, small
+from tools.server import PromptError
 from tools.small import relative
-
-TEXT = 3  # the type of a binary message that carries a node's text
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def test_a_report_goes_to_the_client_that_queued_the_prompt_alone(comfy, graph):
         try:
             while True:
                 message = socket.recv()
-                if isinstance(message, bytes) and int.from_bytes(message[:4], "big") == TEXT:
-                    found.append(message[8:].decode())
+                event = json.loads(message) if isinstance(message, str) else {}
+                if event.get("type") == "executed":
+                    found += event["data"]["output"].get("text", [])
         except WebSocketTimeoutException:
             return found
         finally:
@@ -97,3 +98,10 @@ def test_at_cfg_1_the_negative_is_computed_where_a_patch_asks_for_it(flow):
 
 def test_at_cfg_1_the_negative_changes_nothing_where_no_patch_asks_for_it(flow):
     assert torch.equal(sampled(flow, negative=True, flag=None)[0], sampled(flow, negative=False, flag=None)[0])
+
+
+def test_an_error_is_told_by_its_sentence_and_by_no_path_of_a_module(graph, comfy):
+    graph.sampler["latent_image"] = graph.new("EmptyLatentImage", width=64, height=64, batch_size=1)
+    with pytest.raises(PromptError, match="^The latent has shape") as error:
+        comfy.run(graph)
+    assert error.value.kind == "KleinError"

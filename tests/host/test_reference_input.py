@@ -120,8 +120,13 @@ def test_the_report_knows_what_earlier_references_were_asked_for(references, com
     values, _ = combine(chained=chain(image, references=first, strength=0.0))
     _, (*_, text) = combine(image, values=values)
     lines = text.split("\n")
-    assert lines[0] == "image 1: 64x64, 8 tokens, 1 %, already in the conditioning, 8 of 16 tokens kept by the mask"
-    assert lines[1] == "image 2: 64x64, 0 tokens, 0 %, already in the conditioning, strength 0: left out"
+    assert (
+        lines[0]
+        == "image 1: 64x64, 8 tokens, 1 % of the attention's keys, already in the conditioning, 8 of 16 tokens kept by the mask"
+    )
+    assert (
+        lines[1] == "image 2: 64x64, 0 tokens, 0 % of the attention's keys, already in the conditioning, strength 0: left out"
+    )
     assert lines[3] == "canvas: 64x64, 16 tokens, 552 with text and references"
     assert lines[-1] == "Strength, mask and window need a model of Klein Flow Loader."
 

@@ -143,17 +143,26 @@ def test_the_report_numbers_every_image_and_warns(graph, combined, pictures, com
         width=0, height=0,
     )  # fmt: skip
     assert report(graph, comfy, number) == [
-        "image 1: 96x64, 24 tokens, 4 %",
-        "image 2: 64x160, 40 tokens, 7 %",
-        "image 3: 48x48, 9 tokens, 1 %, strength 0.5",
+        "image 1: 96x64, 24 tokens, 4 % of the attention's keys",
+        "image 2: 64x160, 40 tokens, 7 % of the attention's keys",
+        "image 3: 48x48, 9 tokens, 1 % of the attention's keys, strength 0.5",
         "canvas: 96x64, 24 tokens, 609 with text and references",
         "Warning: image_3 is image 2, as a socket before it is empty",
         "Warning: nothing is painted on the mask of image 3, so the whole of it is seen",
         "Warning: the prompt names image 4, but there are 3 references",
         "Warning: the prompt does not name image 2",
         "Warning: the prompt does not name image 3",
-        "Strength, mask and window need a model of Klein Flow Loader.",
     ]
+
+
+def test_that_controls_need_our_loader_is_said_only_where_a_model_is_of_another(graph, combined, pictures, comfy):
+    said = "Strength, mask and window need a model of Klein Flow Loader."
+    number = combined(references=graph.reference(pictures[2], strength=0.5))
+    graph.sampler["model"] = graph.new("KleinReferenceCache", model=graph.model, mode="off", device="cpu", dtype="model")
+    assert said not in report(graph, comfy, number)
+    graph.new("UNETLoader", unet_name="other.safetensors", weight_dtype="default")
+    graph.prompt["text"] += " again"  # the report of before is kept otherwise
+    assert report(graph, comfy, number)[-1] == said
 
 
 def test_eleven_references_are_refused(graph, combined, pictures, comfy):

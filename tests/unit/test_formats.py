@@ -74,9 +74,11 @@ def test_flux2_dev_is_named_and_refused_under_both_kinds_of_names(state, save, p
 @pytest.mark.parametrize("dtype", [FP8, torch.float8_e5m2])
 def test_rounding_to_fp8_uses_its_whole_range_and_keeps_zeros_zero(dtype):
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) * 1e-6
-    rounded, scale = quantise(weight, dtype)
-    assert rounded.float().abs().max() == torch.finfo(dtype).max
-    assert small.relative(rounded.float() * scale, weight) < 0.1
+    for signed in (weight, -weight):  # the largest is above 0, and below
+        rounded, scale = quantise(signed, dtype)
+        assert rounded.float().abs().max() == torch.finfo(dtype).max
+        assert torch.isclose(torch.finfo(dtype).max * scale, weight.abs().max(), rtol=1e-5)  # none is cut down
+        assert small.relative(rounded.float() * scale, signed) < 0.1
     for zeros in (torch.zeros(4, 4), torch.zeros(4, 4, dtype=torch.bfloat16)):
         rounded, scale = quantise(zeros, dtype)
         assert scale > 0 and torch.equal(rounded.float() * scale, torch.zeros(4, 4))

@@ -14,24 +14,27 @@ HOST = {
     "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "execution", "folder_paths",
     "latent_preview", "node_helpers", "nodes", "server", "PIL",
 }  # fmt: skip
-ENGINE = {"model_loaders", "pictures", "samplers"}
+ENGINE = {"model_loaders", "pictures", "samplers", "store"}
 
 # Room -> what its files may import beside Python's own library; ours as `klein....`. The first that a path lies in counts.
 ROOMS = {
     "model_loaders": {"klein.model_loaders", "klein.errors"} | LIBRARIES,
     "pictures": {"klein.pictures", "klein.errors", "torch", "einops", "numpy", "scipy"},
     "samplers": {"klein.samplers", "torch", "einops", "numpy"},
-    "nodes/host": {"klein.nodes.host", "klein.errors", "klein.model_loaders", "klein.pictures", "klein.samplers"}
+    "store": {"klein.store", "klein.errors", "torch", "safetensors", "numpy"},
+    "nodes/host": {"klein.nodes.host", "klein.errors", "klein.model_loaders", "klein.pictures", "klein.samplers", "klein.store"}
     | LIBRARIES
     | HOST,
     "nodes": {"klein.nodes", "klein.pictures", "klein.samplers", "klein.errors", "comfy_api"},
+    "serving/host.py": {"klein.serving", "klein.workflows.graph", "execution", "folder_paths", "nodes", "server"},
+    "serving": {"klein.serving", "klein.workflows.graph", "klein.nodes.host.files", "klein.errors", "aiohttp", "PIL"},
     "errors.py": set(),
-    "__init__.py": {"klein.nodes", "comfy_api"},
+    "__init__.py": {"klein.nodes", "klein.serving", "comfy_api"},
 }
 SHIPPED = [
     ROOT / "__init__.py",
     ROOT / "errors.py",
-    *sorted(path for room in ("nodes", *ENGINE) for path in (ROOT / room).rglob("*.py")),
+    *sorted(path for room in ("nodes", "serving", *ENGINE) for path in (ROOT / room).rglob("*.py")),
 ]
 OUTSIDE = [
     ROOT / "dev.py",
@@ -107,6 +110,8 @@ def test_the_libraries_that_rooms_may_know_are_those_that_pyproject_asks_for():
         ("pictures/sizing.py", "from .. import samplers", "klein.samplers"),
         ("samplers/euler.py", "import transformers", "transformers"),
         ("samplers/euler.py", "from comfy import samplers", "comfy"),
+        ("store/disk.py", "from ..model_loaders.formats.files import open_checkpoint", "klein.model_loaders.formats.files"),
+        ("store/disk.py", "import folder_paths", "folder_paths"),
         ("nodes/sampling.py", "import torch", "torch"),
         ("nodes/sampling.py", "from ..model_loaders.flow.load import load_flow", "klein.model_loaders.flow.load"),
         ("nodes/sampling.py", "import comfy.sample", "comfy.sample"),

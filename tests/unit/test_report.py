@@ -2,7 +2,7 @@
 
 import pytest
 
-from klein.pictures.report import Entry, named_images, report
+from klein.pictures.report import Entry, named_images, report, weighted
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_the_report_gives_sizes_tokens_and_the_share_of_the_whole_sequence():
     """Of 128 text, 256 image and 640 reference tokens, 576 are 56 %, of the image's own they would be 225 %."""
     entries = [Entry((400, 300), (512, 288), 576, ("strength 0.5",)), Entry(None, (128, 128), 64), Entry((16, 16), (16, 16), 0)]
     assert report(entries, (512, 128), 128, None, ["a warning"]).split("\n") == [
-        "image 1: 400x300 to 512x288, 576 tokens, 56 %, strength 0.5",
-        "image 2: 128x128, 64 tokens, 6 %",
-        "image 3: 16x16, 0 tokens, 0 %",
+        "image 1: 400x300 to 512x288, 576 tokens, 56 % of the attention's keys, strength 0.5",
+        "image 2: 128x128, 64 tokens, 6 % of the attention's keys",
+        "image 3: 16x16, 0 tokens, 0 % of the attention's keys",
         "canvas: 512x128, 256 tokens, 1024 with text and references",
         "Warning: a warning",
     ]
@@ -51,4 +51,21 @@ def test_images_that_are_not_connected_or_not_named_are_warned_of():
     ]  # fmt: skip
     assert warnings(2, "image 2") == ["the prompt does not name image 1"]
     assert warnings(1, "image 2") == ["the prompt names image 2, but there is 1 reference"]
+    assert warnings(1, "images 33, 2 and 0") == [
+        f"the prompt names image {number}, but there is 1 reference" for number in (0, 2, 33)
+    ]
     assert warnings(4, "combine images 1-4") == warnings(1, "a cat") == warnings(2, None) == []
+
+
+@pytest.mark.parametrize(
+    "prompt, parts",
+    [
+        ("a (red:1.3) cat on a (very old: .5) chair", ["(red:1.3)", "(very old: .5)"]),
+        ("a sign (it says: open) at 10:30 (noon:)", []),
+        ("((deep:1.1))", ["(deep:1.1)"]),
+        ("(" * 50000, []),
+        ("", []),
+    ],
+)
+def test_weights_in_a_prompt_are_found(prompt, parts):
+    assert weighted(prompt) == parts

@@ -113,6 +113,13 @@ def test_an_upscaled_result_keeps_its_detail_on_the_way_back():
     assert wanted == pytest.approx((450.5, 350.5), abs=0.5)
 
 
+def test_what_was_cut_off_an_upscaled_result_is_rounded_to_its_nearest_pixel():
+    """16 of 30 pixels across, made 27 wide: 7 pixels on both sides are 11.8 of it."""
+    canvas = fit((30, 16), "keep")
+    x = float(restore(coordinates(27, 27), canvas)[0, 8, 10, 0]) * 16
+    assert canvas.to_source(x, 0)[0] == pytest.approx(10.5, abs=0.1)  # 11 instead of 12 would be 0.14 off
+
+
 def test_ten_edits_in_a_row_do_not_drift_where_the_template_chain_zooms():
     """An identity stands in for the model. The centre of a dot at the edge of the picture is followed."""
     width, height = 1000, 563
@@ -166,10 +173,13 @@ def test_grey_becomes_three_colours_and_alpha_is_left_out():
     assert colours(torch.rand(2, 4, 5, 1)).shape == colours(torch.rand(2, 4, 5, 2)).shape == (2, 4, 5, 3)
     rgba = torch.rand(2, 4, 5, 4)
     assert torch.equal(colours(rgba), rgba[..., :3])
+    canvas = fit((5, 4))
+    assert torch.equal(place(rgba, canvas), place(rgba[..., :3], canvas))
+    assert torch.equal(place(rgba[..., :1], canvas), place(rgba[..., :1].expand(-1, -1, -1, 3), canvas))
 
 
 def test_on_grid_rounds_halves_up():
-    assert [on_grid(side) for side in (1, 16, 23.9, 24, 40)] == [16, 16, 16, 32, 48]
+    assert [on_grid(side) for side in (1, 16, 23.99, 24, 40)] == [16, 16, 16, 32, 48]
 
 
 def test_a_token_is_kept_when_at_least_half_of_its_cell_is_masked():
@@ -187,6 +197,13 @@ def test_a_mask_is_measured_by_area_however_it_is_scaled():
     mask = (torch.arange(2048) % 40 < 16).float().expand(1, 32, -1)
     assert canvas.size == (1024, 16)
     assert torch.equal(kept_tokens(mask, canvas), mask[0, 0].view(-1, 32).mean(1) >= 0.5)
+
+
+def test_a_mask_of_one_half_keeps_every_token_at_any_scale():
+    """Exactly at the limit: single precision would leave out some."""
+    for size in random_sizes(20):
+        mask = torch.full((1, size[1] // 3 + 1, size[0]), 0.5)
+        assert kept_tokens(mask, fit(size, "bfl", several=True)).all()
 
 
 def test_a_mask_of_another_size_covers_the_whole_source():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from workflows import build
+from workflows.graph import NODE_TYPES
 
 GRAPHS = build.graphs()
 REAL = [graph for graph in GRAPHS if not graph.name.startswith("klein_tiny")]
@@ -25,7 +26,7 @@ def named(graphs):
 def test_the_files_are_what_build_writes_and_there_are_no_others():
     written = build.files()
     assert {path: path.read_text(encoding="utf-8") for path in written} == written
-    assert set(build.HERE.rglob("*.json")) == set(written)
+    assert {*build.HERE.rglob("*.json"), *(build.HERE.parent / "subgraphs").rglob("*.json")} == set(written)
 
 
 @named(PLAIN)
@@ -78,3 +79,12 @@ def test_node_numbers_links_and_slots_agree():
         for number, source, output, target, slot, kind in data["links"]:
             assert number in nodes[source]["outputs"][output]["links"] and nodes[source]["outputs"][output]["type"] == kind
             assert nodes[target]["inputs"][slot]["link"] == number and nodes[target]["inputs"][slot]["type"] == kind
+
+
+@named(GRAPHS)
+def test_every_graph_has_its_linear_form_with_the_prompt_and_the_picture_that_it_saves(graph):
+    data = graph.frontend()
+    kinds_of, asked = {node["id"]: node["type"] for node in data["nodes"]}, data["extra"]["linearData"]
+    assert ("KleinPrompt", "text") in [(kinds_of[number], name) for number, name in asked["inputs"]]
+    assert all(name in NODE_TYPES[kinds_of[number]].widgets for number, name in asked["inputs"])
+    assert [kinds_of[number] for number in asked["outputs"]] == ["SaveImage"]

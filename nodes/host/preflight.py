@@ -1,0 +1,183 @@
+"""What a run will be, told from headers and attributes before any weight reaches the device: a table, its warnings, and
+KleinError for what cannot be run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.model_management
+
+from ...errors import KleinError
+from ...model_loaders.flow.controls import Control, complete
+from ...model_loaders.flow.work import Sequence, activation_bytes, cast_bytes, reading_operations, step_operations
+from ...model_loaders.formats.identify import FLOW_NAMES, encoder_for
+from ...pictures.references import enters, kept
+from ...pictures.report import naming, weighted
+from ...pictures.sizing import fit
+from .cache import bytes_per_token, cache_of
+from .combine import references_of
+from .conditioning import controls_of, prompt_of
+from .flow import KleinModel, check_conditioning
+from .sampling import CHANNELS, advice, latent_tokens
+
+UNKNOWN = "not known"
+TEXT = 512  # tokens of Klein Prompt
+LICENCES = {
+    "9B": "FLUX Non-Commercial License: the model is not for commercial use, unless Black Forest Labs has licensed it to you",
+    "4B": "Apache 2.0: free to use, commercially too",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One reference: tokens that enter the sequence, and when."""
+
+    tokens: int
+    control: Control
+
+
+def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: float) -> str:
+    """The report on whatever of these is there. Nothing is loaded, moved or computed."""
+    klein = model.model if model is not None and isinstance(model.model, KleinModel) else None
+    sizes = klein.diffusion_model.sizes if klein else None
+    width = _width(clip, positive)
+    if sizes and width not in (None, sizes.context_in_dim):
+        raise KleinError(
+            f"The encoder gives text {width} wide, as {encoder_for(width)} does, but this flow model expects "
+            f"{sizes.context_in_dim}: load {encoder_for(sizes.context_in_dim)} in the encoder loader."
+        )
+    if vae is not None and vae.latent_channels != CHANNELS:
+        raise KleinError(
+            f"The VAE has latents of {vae.latent_channels} channels, expected {CHANNELS}: load flux2-vae.safetensors in the VAE loader."
+        )
+    if klein:
+        for text, values in positive or ():
+            check_conditioning(klein, text, values.get("reference_latents") or ())
+    image = None if latent is None else latent_tokens(latent)
+
+    parts = _parts(positive, references)
+    text = positive[0][0].shape[1] if positive else TEXT
+    prompt = prompt_of(positive[0][1]) if positive else None
+    table = {
+        "model": _model(model, klein),
+        "licence": LICENCES.get(FLOW_NAMES.get(sizes.hidden_size, ""), UNKNOWN) if sizes else UNKNOWN,
+        "encoder": UNKNOWN
+        if width is None
+        else f"{encoder_for(width)}, {width} wide{', as the flow model expects' * bool(sizes)}",
+        "vae": UNKNOWN if vae is None else f"{CHANNELS} channels",
+        "canvas": UNKNOWN if image is None else _canvas(latent["samples"].shape),
+        "tokens": UNKNOWN if image is None else _tokens(text, image, parts),
+        "steps": f"{steps} at cfg {cfg:g}",
+    }
+    warnings = [sentence.rstrip(".") for sentence in advice(model, steps, cfg)] if model is not None else []
+    if klein and image is not None:
+        rows = len(latent["samples"]) * (2 if cfg > 1 else 1)
+        sequences = [_sequence(model, text, image, parts, step / steps) for step in range(steps)]
+        table["work"] = _work(sizes, sequences, rows)
+        table["memory"], more = _memory(model, klein, sequences, rows)
+        warnings += more
+    table["weights beside"] = _beside(clip, vae)
+    warnings += naming(len(parts), prompt) + [
+        f"{each} is read as text: klein knows no weights of words" for each in weighted(prompt or "")[:3]
+    ]
+    if prompt is None:
+        table["prompt"] = f"{UNKNOWN} (Klein Prompt hands it on)"
+    return "\n".join([*(f"{name}: {value}" for name, value in table.items()), *(f"Warning: {text}" for text in warnings)])
+
+
+def _width(clip, positive) -> int | None:
+    """Of the text embeddings: as they are, or as the encoder will make them; None for an encoder of the host's own."""
+    if positive:
+        return positive[0][0].shape[-1]
+    return getattr(clip.cond_stage_model, "width", None) if clip is not None else None
+
+
+def _model(model, klein) -> str:
+    if klein is None:
+        return UNKNOWN if model is None else f"{type(model.model).__name__} of another loader, of which little is known"
+    sizes = klein.diffusion_model.sizes
+    name = FLOW_NAMES.get(sizes.hidden_size, f"of hidden size {sizes.hidden_size}")
+    return f"klein {name}, {klein.klein_variant}, {sizes.depth} double and {sizes.depth_single_blocks} single blocks"
+
+
+def _canvas(shape) -> str:
+    batch, _, height, width = shape
+    return f"{16 * width}x{16 * height}" + (f", {batch} at once" if batch > 1 else "")
+
+
+def _parts(positive, references) -> list[Part]:
+    """The references of the conditioning; where it has none, those of the chain as Klein Multi Reference sizes them."""
+    latents = references_of(positive)
+    if latents:
+        controls = complete(controls_of(positive[0][1]), len(latents))
+        sizes = [latent.shape[-2] * latent.shape[-1] for latent in latents]
+        return [Part(_kept(size, control), control) for size, control in zip(sizes, controls)]
+    chosen = list(references or ())
+    several = sum(map(enters, chosen)) > 1
+    canvases = [fit(each.source, "exact", 1.0, several) for each in chosen]
+    controls = [Control(each.strength, kept(each, canvas), each.start, each.end) for each, canvas in zip(chosen, canvases)]
+    return [Part(_kept(canvas.tokens, control), control) for canvas, control in zip(canvases, controls)]
+
+
+def _kept(tokens: int, control: Control) -> int:
+    if control.strength == 0:
+        return 0
+    return tokens if control.keep is None else sum(control.keep)
+
+
+def _tokens(text: int, image: int, parts: list[Part]) -> str:
+    counts = {"text": text, "image": image, **{f"image {n}": part.tokens for n, part in enumerate(parts, start=1)}}
+    total = sum(counts.values())
+    shares = ", ".join(f"{name} {count} ({100 * count / total:.0f} %)" for name, count in counts.items())
+    return f"{total}: {shares}"
+
+
+def _sequence(model, text: int, image: int, parts: list[Part], progress: float) -> Sequence:
+    there = sum(part.tokens for part in parts if part.control.active(progress))
+    return Sequence(text, image, kept=there) if cache_of(model) else Sequence(text, image, there)
+
+
+def _work(sizes, sequences: list[Sequence], rows: int) -> str:
+    """References that are kept are read once: for all rows, as they are alike."""
+    steps = [step_operations(sizes, each, rows) for each in sequences]
+    kept = max(each.kept for each in sequences)
+    reading = reading_operations(sizes, kept) if kept else 0
+    extra = f", {_tera(reading)} of them to read the references once" if reading else ""
+    return f"{_tera(max(steps))} a step, {_tera(sum(steps) + reading)} in {len(steps)} steps{extra}"
+
+
+def _memory(model, klein, sequences: list[Sequence], rows: int) -> tuple[str, list[str]]:
+    sizes, cache = klein.diffusion_model.sizes, cache_of(model)
+    dtype = klein.manual_cast_dtype or klein.get_dtype()
+    weights, device = model.model_size(), model.load_device
+    active = max(activation_bytes(sizes, each, dtype.itemsize, rows) for each in sequences)
+    active += cast_bytes(sizes, dtype.itemsize) if klein.manual_cast_dtype else 0
+    keys = max(each.kept for each in sequences) * bytes_per_token(klein, cache.dtype) if cache else 0
+    keys_there = keys if cache and cache.device == "gpu" else 0
+    free = comfy.model_management.get_free_memory(device) + model.loaded_size()
+    needed = weights + active + keys_there
+    line = f"flow {_giga(weights)}, activations {_giga(active)}"
+    line += f", kept keys {_giga(keys)} on the {cache.device}" if cache else ""
+    line += f": {_giga(needed)} of {_giga(free)} free on {device}"
+    if active + keys_there > free:
+        return line, [
+            f"activations{' and kept keys' * bool(keys_there)} need {_giga(active + keys_there)} and {_giga(free)} are free: take a "
+            f"smaller picture, a smaller batch or fewer references"
+        ]
+    if needed > free:
+        return line, [f"the flow model fits but in part: ComfyUI keeps {_giga(needed - free)} elsewhere, and steps take longer"]
+    return line, []
+
+
+def _beside(clip, vae) -> str:
+    encoder = getattr(clip.cond_stage_model, "weight_bytes", None) if clip is not None else None
+    parts = {"encoder": encoder, "vae": None if vae is None else vae.patcher.model_size()}
+    return ", ".join(f"{name} {UNKNOWN if size is None else _giga(size)}" for name, size in parts.items())
+
+
+def _giga(size: float) -> str:
+    return f"{size / 2**30:.3g} GB"
+
+
+def _tera(operations: int) -> str:
+    return f"{operations / 1e12:.3g} TFLOP"

@@ -1,0 +1,132 @@
+"""OpenAI's image API: /v1/models, /v1/images/generations, /v1/images/edits."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from contextlib import aclosing
+
+from aiohttp import web
+
+from .fields import Field, read, switch
+from .http import Route, body, left
+from .job import Job, job
+from .models import found
+from .refused import Refused
+from .run import Picture, pictures, queued
+from .settings import Settings
+
+NAMES = {
+    "model": "model", "prompt": "prompt", "n": "n", "size": "size", "seed": "seed", "aspect_ratio": "ratio", "aspectRatio": "ratio",
+    "steps": "steps", "guidance": "guidance", "output_format": "format", "output_compression": "quality", "stream": "stream",
+}  # fmt: skip
+NEUTRAL = {
+    "response_format": ("b64_json",), "quality": ("auto", "standard"), "background": ("auto", "opaque"), "moderation": ("auto", "low"),
+    "style": ("vivid", "natural"), "complexity": ("high",), "input_fidelity": ("low",), "partial_images": (0, "0"), "user": (), "safety_identifier": (),
+}  # fmt: skip
+PICTURES, MASK = ("image", "image[]", "images"), "mask"
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
+
+
+def failure(refused: Refused) -> dict:
+    kind = KINDS.get(refused.status, "invalid_request_error")
+    return {"error": {"message": str(refused), "type": kind, "param": refused.field or None, "code": None}}
+
+
+async def models(request: web.Request, settings: Settings) -> web.Response:
+    listed = [
+        {"id": each.id, "object": "model", "created": 0, "owned_by": "black-forest-labs" if "flux" in each.id else "klein", "license": each.licence}
+        for each in found().values()
+    ]  # fmt: skip
+    return web.json_response({"object": "list", "data": listed})
+
+
+async def generations(request: web.Request, settings: Settings) -> web.StreamResponse:
+    asked, files = await body(request, settings)
+    if files:
+        raise Refused(f"{files[0].name} is a file, expected JSON: send pictures to /v1/images/edits.", files[0].name)
+    fields = read(asked, NAMES, NEUTRAL)
+    return await answer(request, settings, fields, await job(fields, [], None, settings), "image_generation")
+
+
+async def edits(request: web.Request, settings: Settings) -> web.StreamResponse:
+    asked, files = await body(request, settings)
+    fields = read({name: value for name, value in asked.items() if name not in (*PICTURES, MASK)}, NAMES, NEUTRAL)
+    given = [Field(name, asked[name]) for name in (*PICTURES, MASK) if asked.get(name) is not None] + files
+    images, masks = [], []
+    for each in given:
+        if each.name not in (*PICTURES, MASK):
+            raise Refused(
+                f"{each.name[:80]!r} is no place for a picture, expected image, image[] or mask: change it.", each.name
+            )
+        (masks if each.name == MASK else images).extend(sources(each))
+    if not images:
+        raise Refused("image is missing: give the pictures to edit, or ask /v1/images/generations.", "image")
+    if len(masks) > 1:
+        raise Refused(f"{len(masks)} masks are given, expected one: leave some out.", MASK)
+    made = await job(fields, images, masks[0] if masks else None, settings, transparent=True)
+    return await answer(request, settings, fields, made, "image_edit")
+
+
+def sources(field: Field) -> list[Field]:
+    """The pictures of a field: bytes, a text, {image_url: text}, lists of them, or one of these as JSON in a form."""
+    value = field.value
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise field.refused("a picture, or JSON that names some") from None
+    found = []
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, dict):
+            if each.keys() != {"image_url"}:
+                raise field.refused("pictures as {image_url}")
+            each = each["image_url"]
+        found.append(Field(field.name, each))
+    return found
+
+
+async def answer(request: web.Request, settings: Settings, fields: dict, made: Job, event: str) -> web.StreamResponse:
+    streams = "stream" in fields and switch(fields["stream"])
+    runs = await queued(made, settings)
+    async with aclosing(pictures(made, runs, left(request))) as painted:
+        if streams:
+            return await stream(request, made, painted, event)
+        data = [{"b64_json": await coded(each), "seed": each.seed} async for each in painted]
+    return web.json_response({"created": int(time.time()), "output_format": made.format, "data": data})
+
+
+async def stream(request: web.Request, made: Job, painted, event: str) -> web.StreamResponse:
+    """An event for each picture as soon as it is there; an error after the first byte is an event too."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    await response.prepare(request)
+    try:
+        async for each in painted:
+            said = {
+                "type": f"{event}.completed",
+                "created_at": int(time.time()),
+                "output_format": made.format,
+                "seed": each.seed,
+            }
+            await send(response, f"{event}.completed", {**said, "b64_json": await coded(each)})
+    except Refused as refused:
+        await send(response, "error", {"type": "error", **failure(refused)})
+    await response.write_eof()
+    return response
+
+
+async def send(response: web.StreamResponse, event: str, data: dict) -> None:
+    await response.write(f"event: {event}\ndata: {json.dumps(data)}\n\n".encode())
+
+
+async def coded(picture: Picture) -> str:
+    return await asyncio.to_thread(lambda: base64.b64encode(picture.data()).decode())
+
+
+ROUTES = [
+    Route("GET", "/v1/models", models, failure),
+    Route("POST", "/v1/images/generations", generations, failure),
+    Route("POST", "/v1/images/edits", edits, failure),
+]

@@ -1,0 +1,159 @@
+"""The real clients of npm (pinned in tests/clients/package-lock.json) and Python's openai against the real host with klein-tiny."""
+
+import json
+import shutil
+import subprocess
+from io import BytesIO
+
+import numpy as np
+import pytest
+
+from fixtures.serving import CIRCLE, PROMPT, ask, idle, pixels, png, shown, text
+from tools.provision import CLIENTS
+from tools.train import world
+from tools.train.judge import judge
+
+SNIPPET = "bfl/flux-2-klein-9b"  # here klein-tiny under the released names
+BARE = {"bfl": "flux-2-klein-9b"}  # where the name of the model is a part of the address
+SEEDED = {
+    "snippet": lambda seed: {"providerOptions": {"klein": {"seed": seed}}},
+    "compatible": lambda seed: {"providerOptions": {"klein": {"seed": seed}}},
+    "openai": lambda seed: {},  # knows no seed, and sends none
+    "bfl": lambda seed: {"seed": seed},
+    "gateway": lambda seed: {"seed": seed},
+}
+clients = pytest.mark.parametrize("client", SEEDED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node():
+    if not shutil.which("node"):
+        pytest.skip("Node.js is not here")
+    if not (CLIENTS / "node_modules").is_dir():
+        pytest.skip("the npm packages of tests/clients are not installed: python3 dev.py test does it where npm is")
+
+
+def paint(server, client: str, **asked) -> dict:
+    """What generateImage returns: images as pixels, warnings, metadata; or error, name and status."""
+    said = {"client": client, "url": server.url, "key": "a key", "model": BARE.get(client, SNIPPET), "prompt": PROMPT, **asked}
+    run = subprocess.run(
+        ["node", "paint.mjs"], input=json.dumps(said), capture_output=True, text=True, cwd=CLIENTS, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    return {**found, "images": [pixels(each) for each in found.get("images", ())]}
+
+
+def expected(server, seed: int) -> np.ndarray:
+    body = {"model": SNIPPET, "prompt": PROMPT, "seed": seed, "size": "64x64"}
+    answer = ask(server, "/v1/images/generations", body)
+    return pixels(answer.json["data"][0]["b64_json"])
+
+
+@clients
+def test_generate_image_paints_what_the_prompt_says_from_the_seed_it_is_given(serving, client):
+    found = paint(serving, client, size="64x64", **SEEDED[client](11))
+    (image,) = found["images"]
+    assert judge(image, CIRCLE).all
+    if client != "openai":
+        assert np.array_equal(image, expected(serving, 11)) and not np.array_equal(image, expected(serving, 12))
+    if client in ("bfl", "gateway"):
+        (told,) = (entry["images"] for entry in found["metadata"].values() if "images" in entry)
+        assert told[0]["seed"] == 11
+
+
+@clients
+def test_n_3_is_three_pictures(serving, client):
+    images = paint(serving, client, n=3, size="64x64", **SEEDED[client](21))["images"]
+    assert len(images) == 3 and all(judge(image, CIRCLE).all for image in images)
+    if client not in ("bfl", "openai"):  # which ask for one picture three times
+        assert all(np.array_equal(image, expected(serving, 21 + i)) for i, image in enumerate(images))
+        assert not np.array_equal(images[0], images[1])
+
+
+def one(shape: str, colour: str, ground: str) -> world.Scene:
+    return world.Scene(ground, (world.Thing(shape, colour, 32, 32, 16),), "center", "large")
+
+
+FIRST, SECOND = one("circle", "red", "white"), one("square", "blue", "yellow")
+
+
+@clients
+def test_references_count_in_their_order(serving, client):
+    said = {"prompt": "the object of image 1 on the background of image 2", "size": "64x64", **SEEDED[client](3)}
+    scenes = [text(shown(FIRST)), text(shown(SECOND))]
+    (image,) = paint(serving, client, images=scenes, **said)["images"]
+    (swapped,) = paint(serving, client, images=scenes[::-1], **said)["images"]
+    assert judge(image, one("circle", "red", "yellow")).all and judge(swapped, one("square", "blue", "white")).all
+
+
+@clients
+def test_a_mask_is_painted_and_nothing_else(serving, client):
+    shown_ = world.Scene(
+        "white", (world.Thing("circle", "red", 16, 32, 12), world.Thing("square", "blue", 48, 32, 12)), "left of"
+    )
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[:, :32] = 0
+    mask = png(np.dstack([np.zeros((64, 64, 3), np.uint8), alpha]))
+    (image,) = paint(
+        serving,
+        client,
+        model="klein-tiny",
+        prompt="image 1 but green",
+        images=[text(shown(shown_))],
+        mask=text(mask),
+        **SEEDED[client](5),
+    )["images"]
+    ground = pixels(shown(shown_))
+    assert np.array_equal(image[:, 32:], ground[:, 32:])
+    green = world.Scene("white", (world.Thing("circle", "green", 16, 32, 12), shown_.things[1]), "left of")
+    assert judge(image, green).all
+
+
+@clients
+def test_errors_reach_the_callers_of_generate_image_as_the_sentence(serving, client):
+    wrong = paint(serving, client, model="flux-2-klein-4b", size="64x64")
+    assert "flux-2-klein-4b is not on this host: put flux-2-klein-4b-fp8.safetensors into" in wrong["error"], wrong
+    refused = paint(serving, client, key="another")
+    assert "API key" in refused["error"] and refused["status"] in (401, None), refused
+    full = paint(serving, client, n=13, size="64x64", **SEEDED[client](1))
+    said = (
+        "n is 13, expected a whole number from 1 to 10" if client == "gateway" else "The queue is full"
+    )  # one request, or several
+    assert said in full["error"], full
+    idle(serving)
+
+
+@pytest.fixture(scope="module")
+def python(serving):
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{serving.url}/v1", api_key="a key", max_retries=0)
+
+
+def test_pythons_openai_paints_edits_streams_and_lists(serving, python):
+    assert "klein-tiny" in [each.id for each in python.models.list()]
+    asked = dict(model=SNIPPET, prompt=PROMPT, size="64x64", n=2, extra_body={"seed": 11})
+    found = python.images.generate(**asked)
+    assert [np.array_equal(pixels(each.b64_json), expected(serving, seed)) for each, seed in zip(found.data, (11, 12))] == [
+        True
+    ] * 2
+    events = list(python.images.generate(**asked, stream=True))
+    assert [each.type for each in events] == ["image_generation.completed"] * 2
+    assert [each.b64_json == data.b64_json for each, data in zip(events, found.data)] == [
+        False,
+        False,
+    ]  # each has its own graph
+    assert all(np.array_equal(pixels(each.b64_json), pixels(data.b64_json)) for each, data in zip(events, found.data))
+    prompt = "the object of image 1 on the background of image 2"
+    files = [("one.png", BytesIO(shown(FIRST))), ("two.png", BytesIO(shown(SECOND)))]
+    edited = python.images.edit(model="klein-tiny", image=files, prompt=prompt, extra_body={"seed": 3})
+    assert judge(pixels(edited.data[0].b64_json), one("circle", "red", "yellow")).all
+
+
+def test_pythons_openai_shows_the_sentence_of_an_error(python):
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match="quality = 'hd' is not supported: leave it out"):
+        python.images.generate(model="klein-tiny", prompt=PROMPT, quality="hd")
+    with pytest.raises(openai.NotFoundError, match="nothing' is not known"):
+        python.images.generate(model="nothing", prompt=PROMPT)

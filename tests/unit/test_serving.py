@@ -1,0 +1,78 @@
+"""The agents' HTTP as far as it needs no host: settings, and values of fields."""
+
+import re
+
+import pytest
+
+from klein.errors import KleinError
+from klein.serving.fields import Field, number, ratio, read, shaped, size, switch, whole
+from klein.serving.refused import Refused
+from klein.serving.settings import Settings, settings
+from tools.provision import ROOT
+
+
+def test_without_variables_the_settings_are_the_defaults():
+    assert settings({}) == Settings() == settings({"KLEIN_API_KEY": "", "KLEIN_MAX_QUEUE": " "})
+    assert Settings().enabled and not Settings().remote and not Settings().key
+
+
+def test_each_variable_sets_what_it_names():
+    found = settings({
+        "KLEIN_SERVING": "off", "KLEIN_API_KEY": "k", "KLEIN_REMOTE_IMAGES": "ON", "KLEIN_MAX_BODY_MB": "2", "KLEIN_MAX_QUEUE": "3",
+        "KLEIN_MAX_IMAGES": "4", "KLEIN_MAX_MEGAPIXELS": "5", "KLEIN_STORE_MB": "6",
+    })  # fmt: skip
+    assert found == Settings(False, "k", True, 2 * 2**20, 3, 4, 5 * 2**20, 6 * 2**20)
+
+
+@pytest.mark.parametrize("name", ["KLEIN_SERVING", "KLEIN_REMOTE_IMAGES", "KLEIN_MAX_QUEUE", "KLEIN_STORE_MB"])
+@pytest.mark.parametrize("value", ["many", "-1", "2.5", "٣", "9" * 20])
+def test_a_variable_that_says_nothing_is_named(name, value):
+    with pytest.raises(KleinError, match=name):
+        settings({name: value})
+
+
+def test_the_documentation_names_the_variables_that_are_read_with_their_defaults():
+    told = dict(re.findall(r"^\| `(KLEIN_\w+)` \| (\w+) ", (ROOT / "docs/agents.md").read_text(), flags=re.MULTILINE))
+    read = re.findall(r'"(KLEIN_\w+)"', (ROOT / "serving/settings.py").read_text())
+    assert sorted(told) == sorted(read)
+    assert settings({name: "" if value == "none" else value for name, value in told.items()}) == Settings()
+
+
+def test_fields_come_under_our_names_and_keep_theirs():
+    found = read({"aspectRatio": "1:1", "n": None, "user": 5}, {"aspectRatio": "ratio", "n": "n"}, {"user": ()})
+    assert found == {"ratio": Field("aspectRatio", "1:1")}
+
+
+@pytest.mark.parametrize(
+    "body", [{"x": 1}, {"raw": True}, {"raw": 0}, {"tolerance": True}, {"tolerance": 2}, {"a": 1, "b": 1}, {"raw": [False]}]
+)
+def test_what_is_unknown_or_no_default_or_said_twice_is_refused(body):
+    with pytest.raises(Refused):
+        read(body, {"a": "same", "b": "same"}, {"raw": (False,), "tolerance": (1,)})
+
+
+def test_numbers_are_read_from_json_and_from_forms_alike():
+    assert [whole(Field("n", value), 1, 9) for value in (3, "3", 3.0)] == [3, 3, 3]
+    assert [number(Field("g", value), 1, 9) for value in (3, "3.5", 3.25)] == [3.0, 3.5, 3.25]
+    assert [switch(Field("s", value)) for value in (True, False, "true", "false")] == [True, False, True, False]
+    for value in (True, "3.5", 3.5, "x", None, [3], 10, float("nan"), float("inf"), "٣", 10**400):
+        with pytest.raises(Refused):
+            whole(Field("n", value), 1, 9)
+    for value in (True, "x", "nan", float("nan"), float("inf"), "1e1", [], 0.5):
+        with pytest.raises(Refused):
+            number(Field("g", value), 1, 9)
+    for value in (1, 0, "yes", 1.0, None):
+        with pytest.raises(Refused):
+            switch(Field("s", value))
+
+
+def test_every_ratio_gives_sides_of_16_about_the_models_own_size():
+    for wide in range(1, 17):
+        for tall in range(1, 17):
+            if not 1 / 8 <= wide / tall <= 8:
+                continue
+            width, height = shaped(ratio(Field("r", f"{wide}:{tall}")), 1024)
+            assert size(Field("s", f"{width}x{height}"), 2 * 1024**2) == (width, height)
+            assert (
+                abs(width * height / 1024**2 - 1) < 0.06 and abs(width - height * wide / tall) <= 8 * max(1, wide / tall) + 1e-6
+            )
