@@ -70,6 +70,11 @@ class PackedEmbedding(Packed):
         return self.codec.dense(rows.to(ids.device), torch.float32)
 
 
+def dense_shape(layer: torch.nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, packed or not."""
+    return (len(layer.weight), layer.columns) if isinstance(layer, Packed) else tuple(layer.weight.shape)
+
+
 def markers(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     """What a saved file needs beside the packed weights of a model: the name of each one's codec."""
     packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, Packed)}
