@@ -18,6 +18,7 @@ from ...errors import KleinError
 from ...model_loaders.formats.lora import Lora, read_lora
 from ...model_loaders.formats.lora_delta import Term, apply
 from .flow import KleinModel
+from .packed import dense_shape
 
 DENSE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FLOW = "diffusion_model."
@@ -70,7 +71,8 @@ def attach(model, clip, path: Path, strength: float, clip_strength: float):
             f"Klein LoRA Loader needs a FLUX.2 [klein] model, and this one is {type(model.model).__name__}: connect Klein Flow Loader."
         )
     encoder = None if clip is None else _weights(clip.cond_stage_model, ENCODER)
-    lora = read_lora(path, _shapes(flow), None if encoder is None else _shapes(encoder))
+    shapes = None if encoder is None else _shapes(clip.cond_stage_model, encoder)
+    lora = read_lora(path, _shapes(model.model, flow), shapes)
     lines = [*_summary(lora), _core(lora, model, clip)]
     late = 0
     if strength != 0:
@@ -96,8 +98,8 @@ def _weights(module, prefix: str) -> dict[str, tuple[str, torch.Tensor]]:
     }
 
 
-def _shapes(weights: dict[str, tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
-    return {layer: tuple(weight.shape) for layer, (_, weight) in weights.items()}
+def _shapes(module, weights: dict[str, tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {layer: dense_shape(module.get_submodule(name.removesuffix(".weight"))) for layer, (name, _) in weights.items()}
 
 
 def _patch(patcher, weights, deltas, strength: float) -> int:
