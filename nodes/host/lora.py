@@ -70,6 +70,8 @@ def attach(model, clip, path: Path, strength: float, clip_strength: float):
         raise KleinError(
             f"Klein LoRA Loader needs a FLUX.2 [klein] model, and this one is {type(model.model).__name__}: connect Klein Flow Loader."
         )
+    if clip is not None:
+        clip.cond_stage_model.state_dict()  # an encoder on demand reads its weights for it
     encoder = None if clip is None else _weights(clip.cond_stage_model, ENCODER)
     shapes = None if encoder is None else _shapes(clip.cond_stage_model, encoder)
     lora = read_lora(path, _shapes(model.model, flow), shapes)
