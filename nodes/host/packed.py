@@ -113,5 +113,5 @@ def pack(model: torch.nn.Module, quantised: dict[str, Codec], name: str) -> None
         names = ", ".join(sorted({codec.name for codec in packed.values()}))
         logging.info(
             f"{name}: {len(packed)} layers stay packed as {names} ({kept / 1e6:.0f} MB) and are made dense one by one when they are "
-            f"used: up to {2 * most / 1e6:.0f} MB beside them in 16 bit, and slower than a 16-bit or fp8 file"
+            f"used: up to {2 * most / 1e6:.0f} MB beside them in 16 bit, and time in every step"
         )
