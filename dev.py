@@ -1,4 +1,4 @@
-"""python3 dev.py demo | check | test | bench | train | thumbnails : sets up what is needed (once), then runs it in a real ComfyUI."""
+"""python3 dev.py demo | check | test | bench | train | thumbnails | store : sets up what is needed (once), then runs it in a real ComfyUI."""
 
 import os
 import subprocess
@@ -16,6 +16,7 @@ COMMANDS = {
     "test": ["-m", "pytest", "-n", WORKERS, "--dist", "loadfile"],
     "bench": ["-m", "benchmarks.run"],
     "train": ["-m", "tools.train.run"],
+    "store": ["-m", "tools.store"],
     "thumbnails": ["-m", "tools.thumbnails"],
 }
 WITH_BROWSER = ("test", "thumbnails")

@@ -162,5 +162,5 @@ def make_room(folder: Path, wanted: int, cap: int) -> None:
             total -= size
     if total > cap:
         raise Refused(
-            f"The host keeps {cap} bytes of request pictures (KLEIN_STORE_MB), and they are full: try later.", "", 429, 60
+            f"The host keeps {cap} bytes of request pictures (KLEIN_REQUESTS_MB), and they are full: try later.", "", 429, 60
         )

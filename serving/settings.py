@@ -44,5 +44,5 @@ def settings(environment: Mapping[str, str]) -> Settings:
         count("KLEIN_MAX_QUEUE", Settings.queue),
         count("KLEIN_MAX_IMAGES", Settings.images),
         count("KLEIN_MAX_MEGAPIXELS", Settings.pixels, MEGA),
-        count("KLEIN_STORE_MB", Settings.store, MEGA),
+        count("KLEIN_REQUESTS_MB", Settings.store, MEGA),
     )

@@ -88,6 +88,14 @@ class Disk:
                     found.append(Entry(path.stem, str(header.get("what")), nbytes, used))
         return found
 
+    def usage(self) -> tuple[int, int]:
+        """(entries, bytes), by the folder's listing alone."""
+        try:
+            sizes = [nbytes for _, nbytes, _ in self._files()]
+        except OSError:
+            sizes = []
+        return len(sizes), sum(sizes)
+
     def clear(self) -> None:
         """Remove all entries."""
         with contextlib.suppress(OSError), locked(self.folder):
@@ -167,9 +175,10 @@ def _header(data: bytes) -> dict:
 
 
 def _start(path: Path) -> bytes:
-    """So much of a file as its header can be."""
+    """A file as far as its header goes."""
     with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(8 + LONGEST_HEADER)
+        length = file.read(8)
+        return length + file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))
     return b""
 
 

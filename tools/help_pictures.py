@@ -28,6 +28,7 @@ AROUND = {
     "KleinFlowLoader": ([], [(0, SAMPLER, "model")]),
     "KleinQwen3EncoderLoader": ([], [(0, "KleinPrompt", "clip")]),
     "KleinVAELoader": ([], [(0, "VAEDecode", "vae")]),
+    "KleinLoraLoader": ([FLOW, ("KleinQwen3EncoderLoader", 0, "clip")], [(0, SAMPLER, "model"), (1, "KleinPrompt", "clip")]),
     "KleinPrompt": ([("KleinQwen3EncoderLoader", 0, "clip")], [(0, SAMPLER, "positive")]),
     "KleinReference": ([PICTURE, ("LoadImage", 1, "mask")], [(0, "KleinMultiReference", "references")]),
     "KleinMultiReference": ([PROMPT, VAE, ("LoadImage", 0, "image_1")], SAMPLED),
@@ -36,6 +37,11 @@ AROUND = {
     "KleinReferenceCache": ([FLOW], [(0, SAMPLER, "model")]),
     SAMPLER: ([FLOW, PROMPT, ("EmptyFlux2LatentImage", 0, "latent_image")], [(0, "VAEDecode", "samples")]),
     "KleinSchedule": ([("EmptyFlux2LatentImage", 0, "latent")], [(0, "SamplerCustomAdvanced", "sigmas")]),
+    "KleinExamplePicture": ([], [(0, "KleinEdit", "image"), (1, "KleinEdit", "mask")]),
+    "KleinPreflight": (
+        [FLOW, ("KleinQwen3EncoderLoader", 0, "clip"), ("KleinVAELoader", 0, "vae")],
+        [(0, SAMPLER, "model"), (1, "KleinPrompt", "clip"), (2, "VAEDecode", "vae")],
+    ),
 }
 BUILD = """([type, before, after]) => {
     window.last = Math.max(window.last || 0, app.graph.last_node_id);
@@ -81,6 +87,8 @@ def main() -> None:
         server = Server(Path(base))
         small.released_files(server.base / "models")
         house().save(server.base / "input/house.png")
+        (server.base / "models/loras").mkdir(exist_ok=True)
+        (server.base / "models/loras/my_style.safetensors").touch()  # a name to show
         server.start()
         try:
             with opened(server) as page:

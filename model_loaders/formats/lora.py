@@ -48,11 +48,10 @@ class Module:
 @dataclass
 class Lora:
     """What a file holds. deltas: model (flow, encoder) -> `layer.weight` -> its deltas with their tensors; matched, unmatched,
-    wrong_size: names in the file; unread: those of the text encoder, where none was asked for; ranks, alphas: -> modules;
+    wrong_size: names in the file; unread: those of the text encoder, where none was asked for; kinds, ranks, alphas: -> modules;
     widths: hidden size of the model it was made for -> modules."""
 
     name: str
-    kind: str = ""
     trainer: str = ""
     size: str = ""
     alpha_from: str = ""
@@ -61,6 +60,7 @@ class Lora:
     unmatched: list[str] = field(default_factory=list)
     wrong_size: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
     ranks: Counter[int] = field(default_factory=Counter)
     alphas: Counter[float] = field(default_factory=Counter)
     widths: Counter[int] = field(default_factory=Counter)
@@ -139,10 +139,10 @@ def _refuse_others(lora: Lora, modules: dict[str, tuple[Target, dict[str, str]]]
     kind = unread(lora.unmatched)
     if kind:
         raise KleinError(f"{lora.name} holds {kind[0]} weights ({kind[1]}), expected LoRA, LoKr, LoHa or DoRA: {AGAIN}")
-    other = foreign([name.rpartition(".")[0] or name for name in lora.unmatched])
+    other = foreign(lora.unmatched)
     if other:
         raise KleinError(
-            f"{lora.name} is a LoRA for {other} (it has {lora.unmatched[0]}), expected one for FLUX.2 [klein]: choose another file."
+            f"{lora.name} is a LoRA for {other[0]} (it has {other[1]}), expected one for FLUX.2 [klein]: choose another file."
         )
     for _, (target, parts) in modules.items():
         stack = target.layer.partition(".")[0]
@@ -218,7 +218,7 @@ def _add(lora: Lora, module: Module, shapes: Shapes, config: dict) -> None:
     used = {part: _matrix(tensor) if part != "magnitude" else tensor for part, tensor in tensors.items() if part != "alpha"}
     delta = Delta(tuple(used), scale, rows, target.swapped)
     lora.deltas.setdefault(target.model, {}).setdefault(weight, []).append((delta, tuple(used.values())))
-    lora.kind = lora.kind or (f"{kind} with DoRA" if magnitude is not None else kind)
+    lora.kinds[f"{kind} with DoRA" if magnitude is not None else kind] += 1
     lora.matched += module.names
     lora.modules.append(module)
 
@@ -279,16 +279,15 @@ def _scale(module: Module, kind: str, rank: int | None, config: dict) -> tuple[f
         alpha = float(module.tensors["alpha"])
         return (alpha / rank if rank else 1.0), alpha, "in the file"
     if config:
-        rank = rank or int(_pattern(config, "rank_pattern", module.name, config.get("r", 1)))
-        alpha = float(_pattern(config, "alpha_pattern", module.name, config.get("lora_alpha", config.get("alpha", rank))))
+        rank = rank or int(_pattern(config["rank_pattern"], module.name, config["r"]))
+        alpha = float(_pattern(config["alpha_pattern"], module.name, config.get("lora_alpha") or config.get("alpha") or rank))
         return alpha / (rank**0.5 if config.get("use_rslora") else rank), alpha, config["where"]
     return 1.0, float(rank) if rank else None, "none in the file: the rank"
 
 
-def _pattern(config: dict, which: str, module: str, default):
+def _pattern(pattern: dict[str, float], module: str, default: float) -> float:
     """peft names modules by their ends."""
-    patterns = config.get(which) or {}
-    return next((value for end, value in patterns.items() if f".{module}".endswith(f".{end.removeprefix('^')}")), default)
+    return next((value for end, value in pattern.items() if f".{module}".endswith(f".{end.removeprefix('^')}")), default)
 
 
 def _configs(checkpoint: Checkpoint, path: Path) -> dict[str, dict]:
@@ -318,17 +317,18 @@ def _configs(checkpoint: Checkpoint, path: Path) -> dict[str, dict]:
 
 
 def _check_config(config: dict) -> None:
-    numbers = [config[name] for name in ("r", "lora_alpha", "alpha") if config.get(name) is not None]
+    """ValueError or TypeError for ranks and alphas that are none; patterns that are left out become empty ones."""
     for which in ("rank_pattern", "alpha_pattern"):
-        numbers += dict(config.get(which) or {}).values()
-    for number in numbers:
+        config[which] = dict(config.get(which) or {})
+    given = [config[name] for name in ("r", "lora_alpha", "alpha") if config.get(name) is not None]
+    for number in (*given, *config["rank_pattern"].values(), *config["alpha_pattern"].values()):
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < 2**31:
             raise ValueError(f"{number!r} is no rank or alpha")
 
 
 def _config_of(configs: dict[str, dict], model: str) -> dict:
     ours = ("text_encoder",) if model == "encoder" else ("transformer", "")
-    return next((configs[component] for component in ours if "r" in configs.get(component, {})), {})
+    return next((configs[component] for component in ours if configs.get(component, {}).get("r")), {})
 
 
 def _refuse_size(lora: Lora, flow: Shapes) -> None:

@@ -121,10 +121,13 @@ def locate(module: str) -> Target | None:
     return replace(target, layer=target.layer.replace(".N.", f".{block}."), block=block)
 
 
-def foreign(modules: list[str]) -> str | None:
-    """The other model whose parts are among these modules."""
-    names = [flat(module) for module in modules]
-    return next((model for model, parts in OTHERS.items() if any(re.search(parts, name) for name in names)), None)
+def foreign(names: list[str]) -> tuple[str, str] | None:
+    """(other model, name) of the first tensor that has a place in another model."""
+    for model, parts in OTHERS.items():
+        for name in names:
+            if re.search(parts, flat(name)):
+                return model, name
+    return None
 
 
 def unread(names) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.text_encoders
 import torch
+import transformers
 
 from ...errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
@@ -71,8 +72,10 @@ def load_clip(path: Path, device: str = "default", disable_dynamic: bool = False
 
 
 def load_patcher(path: Path, device: str = "default", disable_dynamic: bool = False):
-    """The patcher of a CLIP, for hosts that load one anew."""
-    return load_clip(path, device, disable_dynamic).patcher
+    """The patcher of a CLIP, for hosts that load one anew and may take its weights as they are."""
+    clip = load_clip(path, device, disable_dynamic)
+    clip.cond_stage_model.read_weights()
+    return clip.patcher
 
 
 def tokenizer_folder(path: Path) -> Path:
@@ -230,8 +233,8 @@ def _key(clip, tokens: dict) -> str | None:
     if touched or patcher.object_patches.keys() - {CAST} or clip.apply_hooks_to_conds or clip.use_clip_schedule:
         return None
     ids, mask = window([[token[0] for token in row] for row in tokens[encoder.clip_name]], encoder.pad)
-    dtype = str(encoder.compute_dtype)
-    return key_of("text", encoder.source, encoder.load_device, dtype=dtype, ids=ids.tolist(), used=mask.sum(1).tolist())
+    made_with = {"dtype": str(encoder.compute_dtype), "transformers": transformers.__version__}  # whose layers these are
+    return key_of("text", encoder.source, encoder.load_device, **made_with, ids=ids.tolist(), used=mask.sum(1).tolist())
 
 
 def _said(clip, tokens: dict) -> str:

@@ -27,7 +27,7 @@ from .compat import note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher
 from .operations import flow_operations, native_layers, native_tensors
-from .packed import pack, packed_layers
+from .packed import markers, pack, packed_layers
 
 # Among the transformer's options: what gives keys and values of references, which then stay out of the sequence.
 REFERENCE_CACHE = "klein_reference_cache"
@@ -196,6 +196,9 @@ class KleinModel(comfy.model_base.Flux2):
         if references:
             out["klein_references"] = comfy.conds.CONDConstant(ReferenceSet(references, controls_of(kwargs)))
         return out
+
+    def state_dict_for_saving(self, *args, **kwargs):
+        return super().state_dict_for_saving(*args, **kwargs) | markers(self.diffusion_model, "model.diffusion_model.")
 
     def memory_required(self, *args, **kwargs):
         return super().memory_required(*args, **kwargs) + self.beside.wanted

@@ -17,6 +17,8 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from ...errors import KleinError
 from ...model_loaders.formats.lora import Lora, read_lora
 from ...model_loaders.formats.lora_delta import Term, apply
+from .flow import KleinModel
+from .packed import dense_shape
 
 DENSE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FLOW = "diffusion_model."
@@ -52,6 +54,12 @@ class CallTime:
         self.moved = tuple((own, delta, tuple(t.to(device) for t in tensors)) for own, delta, tensors in self.terms)
         return sum(t.nbytes for *_, tensors in self.moved for t in tensors)
 
+    def forget(self) -> int:
+        """The host wants the model's memory back: what was moved goes. Returns the bytes freed."""
+        freed = sum(t.nbytes for *_, tensors in self.moved for t in tensors if t.device.type != "cpu")
+        self.moved = self.terms
+        return freed
+
 
 def attach(model, clip, path: Path, strength: float, clip_strength: float):
     """(MODEL, CLIP or None, report): with a LoRA, or the very same at strength 0."""
@@ -62,8 +70,11 @@ def attach(model, clip, path: Path, strength: float, clip_strength: float):
         raise KleinError(
             f"Klein LoRA Loader needs a FLUX.2 [klein] model, and this one is {type(model.model).__name__}: connect Klein Flow Loader."
         )
+    if clip is not None:
+        clip.cond_stage_model.state_dict()  # an encoder on demand reads its weights for it
     encoder = None if clip is None else _weights(clip.cond_stage_model, ENCODER)
-    lora = read_lora(path, _shapes(flow), None if encoder is None else _shapes(encoder))
+    shapes = None if encoder is None else _shapes(clip.cond_stage_model, encoder)
+    lora = read_lora(path, _shapes(model.model, flow), shapes)
     lines = [*_summary(lora), _core(lora, model, clip)]
     late = 0
     if strength != 0:
@@ -89,8 +100,8 @@ def _weights(module, prefix: str) -> dict[str, tuple[str, torch.Tensor]]:
     }
 
 
-def _shapes(weights: dict[str, tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
-    return {layer: tuple(weight.shape) for layer, (_, weight) in weights.items()}
+def _shapes(module, weights: dict[str, tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {layer: dense_shape(module.get_submodule(name.removesuffix(".weight"))) for layer, (name, _) in weights.items()}
 
 
 def _patch(patcher, weights, deltas, strength: float) -> int:
@@ -103,8 +114,11 @@ def _patch(patcher, weights, deltas, strength: float) -> int:
             wrappers = patcher.weight_wrapper_patches.get(key, [])
             earlier = tuple(term for each in wrappers if isinstance(each, CallTime) for term in each.terms)
             others = [each for each in wrappers if not isinstance(each, CallTime)]
-            patcher.add_weight_wrapper(key, CallTime(earlier + terms))
-            patcher.weight_wrapper_patches[key] = [patcher.weight_wrapper_patches[key][-1], *others]
+            wrapper = CallTime(earlier + terms)
+            patcher.add_weight_wrapper(key, wrapper)
+            patcher.weight_wrapper_patches[key] = [wrapper, *others]
+            if isinstance(patcher.model, KleinModel):
+                patcher.model.beside.add(wrapper)
         else:
             dense[key] = terms
     for key, terms in dense.items():
@@ -122,12 +136,12 @@ def _parts(patches: list[tuple]) -> tuple[list[tuple], tuple[Term, ...], list[tu
     place = max((i for i, patch in enumerate(patches, start=1) if patch[2] != 1), default=0)
     ours = [patch for patch in patches[place:] if isinstance(patch[1], KleinAdapter)]
     terms = tuple((patch[0] * own, delta, tensors) for patch in ours for own, delta, tensors in patch[1].weights)
-    return patches[:place], terms, [patch for patch in patches[place:] if patch not in ours]
+    return patches[:place], terms, [patch for patch in patches[place:] if not isinstance(patch[1], KleinAdapter)]
 
 
 def _summary(lora: Lora) -> list[str]:
     lines = [
-        f"{lora.name}: {lora.kind}{f' for {lora.size}' if lora.size else ''}, written by {lora.trainer}",
+        f"{lora.name}: {', '.join(kind for kind, _ in lora.kinds.most_common())}{f' for {lora.size}' if lora.size else ''}, written by {lora.trainer}",
         f"rank {_numbers(lora.ranks)}, alpha {_numbers(lora.alphas)}{f' ({lora.alpha_from})' if lora.alpha_from else ''}",
         f"{len(lora.matched)} of {lora.keys} keys matched, {len(lora.unmatched)} unmatched, {len(lora.wrong_size)} of the wrong size",
     ]
@@ -154,7 +168,10 @@ def _core(lora: Lora, model, clip) -> str:
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), known, log_missing=False)
+    try:
+        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), known, log_missing=False)
+    except Exception as error:  # whatever it stumbles over, only the report speaks of it
+        return f"ComfyUI's own LoRA loader would fail on this file ({error!r})"
     taken = set().union(*(patch.loaded_keys for patch in patches.values() if isinstance(patch, WeightAdapterBase)))
     dropped = [name for name in state if name not in taken and name.removesuffix(".diff") not in known]
     wrong = [text for text, is_so in (

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.ops
 import torch
 
+from ...errors import KleinError
 from ...model_loaders.formats.table import Codec
 
 
@@ -46,14 +47,12 @@ class Packed(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         """A patched weight is kept as it is: rounded again, a small patch would be lost."""
         if return_weight:
             return weight
-        self.weight = torch.nn.Parameter(weight.to(patched_dtype(weight.device)), requires_grad=False)
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight.dtype == torch.uint8:
-            destination[f"{prefix}comfy_quant"] = torch.tensor(
-                list(json.dumps(self.codec.settings).encode()), dtype=torch.uint8
+        if inplace_update:  # the host's hooks: they write the old weight back into the new one, which is of another shape
+            raise KleinError(
+                f"A LoRA that comes over hooks cannot change weights that stay packed as {self.codec.name}: use a LoRA loader without "
+                f"hooks, or a bf16 file of this model."
             )
+        self.weight = torch.nn.Parameter(weight.to(patched_dtype(weight.device)), requires_grad=False)
 
 
 class PackedLinear(Packed):
@@ -69,6 +68,22 @@ class PackedEmbedding(Packed):
             return torch.nn.functional.embedding(ids, self.dense(torch.float32, ids.device))
         rows = self.weight[ids.to(self.weight.device)]
         return self.codec.dense(rows.to(ids.device), torch.float32)
+
+
+def dense_shape(layer: torch.nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, packed or not."""
+    return (len(layer.weight), layer.columns) if isinstance(layer, Packed) else tuple(layer.weight.shape)
+
+
+def markers(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    """What a saved file needs beside the packed weights of a model: the name of each one's codec."""
+    packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, Packed)}
+    said = {
+        f"{prefix}{n}.comfy_quant": json.dumps(p.codec.settings).encode()
+        for n, p in packed.items()
+        if p.weight.dtype == torch.uint8
+    }
+    return {name: torch.tensor(list(text), dtype=torch.uint8) for name, text in said.items()}
 
 
 def patched_dtype(device: torch.device) -> torch.dtype:
@@ -98,5 +113,5 @@ def pack(model: torch.nn.Module, quantised: dict[str, Codec], name: str) -> None
         names = ", ".join(sorted({codec.name for codec in packed.values()}))
         logging.info(
             f"{name}: {len(packed)} layers stay packed as {names} ({kept / 1e6:.0f} MB) and are made dense one by one when they are "
-            f"used: up to {2 * most / 1e6:.0f} MB beside them in 16 bit, and slower than a 16-bit or fp8 file"
+            f"used: up to {2 * most / 1e6:.0f} MB beside them in 16 bit, and time in every step"
         )

@@ -19,6 +19,7 @@ from .combine import references_of
 from .conditioning import controls_of, prompt_of
 from .flow import KleinModel, check_conditioning
 from .sampling import CHANNELS, advice, latent_tokens
+from .store import described
 
 UNKNOWN = "not known"
 TEXT = 512  # tokens of Klein Prompt
@@ -76,7 +77,7 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         table["work"] = _work(sizes, sequences, rows)
         table["memory"], more = _memory(model, klein, sequences, rows)
         warnings += more
-    table["weights beside"] = _beside(clip, vae)
+    table |= {"weights beside": _beside(clip, vae), "store": described()}
     warnings += naming(len(parts), prompt) + [
         f"{each} is read as text: klein knows no weights of words" for each in weighted(prompt or "")[:3]
     ]

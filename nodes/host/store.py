@@ -30,6 +30,15 @@ def store() -> Store:
     return Store(folder, int(_gigabytes() * 2**30), MEMORY)
 
 
+def described() -> str:
+    """Where the store lies, how much is in it, and of how much."""
+    disk = store().disk
+    if disk is None:
+        return f"in memory only ({PLACE}=off)"
+    count, nbytes = disk.usage()
+    return f"{count} entries, {nbytes / 2**30:.2g} of {disk.most / 2**30:.3g} GB in {disk.folder}"
+
+
 def key(kind: str, of: Source | None, device: torch.device, **parts: object) -> str | None:
     """Of a value that a model's file decides, on a device and with this torch; None where the file can no longer be told,
     and so nothing may be kept."""

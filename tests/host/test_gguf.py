@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from klein.errors import KleinError
 from klein.samplers.schedule import sigmas
 from tools import inprocess, small, small_gguf
 from tools.small import comfy_noise, embed, relative
@@ -114,6 +115,24 @@ def test_partly_offloaded_weights_are_cast_and_patched_when_they_are_used(loaded
     assert relative(velocity(changed.model.diffusion_model), want(by_patch)) < EXACT
     changed.unpatch_model(changed.offload_device)
     assert not layer.weight_function
+    assert relative(velocity(model.model.diffusion_model), want(by_hand)) < EXACT
+
+
+def test_a_lora_over_hooks_is_refused_in_one_sentence(loaded):
+    """The host writes the old weight back into the place of the new one, which a packed weight has not."""
+    model, by_hand = loaded("Q8_0")
+    import comfy.hooks
+
+    model = model.clone()
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.need_weight_init = False
+    hook.weights = {NAME: (torch.ones(by_hand["single_blocks.0.linear1.weight"].shape),)}
+    model.add_hook_patches(hook, hook.weights, 1.0)
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    with pytest.raises(KleinError, match="A LoRA that comes over hooks cannot change weights that stay packed as Q8_0"):
+        model.apply_hooks(group)
+    model.unpatch_hooks()
     assert relative(velocity(model.model.diffusion_model), want(by_hand)) < EXACT
 
 

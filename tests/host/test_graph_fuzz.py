@@ -15,7 +15,7 @@ VALUES = (
     ["nowhere", 0], "../../etc/passwd", "\x00", "image " + "9" * 400, "official", "keep", "float8_e4m3fn", "across_runs", "cpu",
 )  # fmt: skip
 OURS = ("KleinFlowLoader", "KleinQwen3EncoderLoader", "KleinVAELoader", "KleinPrompt", "KleinReference", "KleinMultiReference",
-        "KleinReferenceCache", "KleinDistilledSampler", "KleinSchedule", "KleinCanvasRestore")  # fmt: skip
+        "KleinReferenceCache", "KleinDistilledSampler", "KleinSchedule", "KleinCanvasRestore", "KleinPreflight")  # fmt: skip
 
 
 def built(graph, comfy):
@@ -32,11 +32,23 @@ def built(graph, comfy):
         width=64, height=48,
     )  # fmt: skip
     sigmas = graph.new("KleinSchedule", steps=2, latent=graph.empty)
-    graph.sampler.update(model=cached, positive=both, latent_image=[both[0], 2], sigmas=sigmas, negative=[both[0], 1], steps=2)
+    checked, _ = graph.new(
+        "KleinPreflight",
+        model=cached,
+        clip=clip,
+        vae=vae,
+        positive=both,
+        latent_image=[both[0], 2],
+        references=chained,
+        steps=2,
+    )
+    graph.sampler.update(
+        model=[checked, 0], positive=[checked, 3], latent_image=[checked, 4], sigmas=sigmas, negative=[both[0], 1], steps=2
+    )
     decoded = graph[graph.save]["inputs"]["images"]
     graph[graph.save]["inputs"]["images"] = graph.new("KleinCanvasRestore", image=decoded, canvas=[both[0], 3])
     links = [*images, *masks, flow, clip, vae, cached, chained, sigmas, graph.positive, graph.empty, decoded]
-    return links + [[both[0], slot] for slot in range(5)]
+    return links + [[both[0], slot] for slot in range(5)] + [[checked, slot] for slot in range(9)]
 
 
 def confused(graph, links, rng) -> str:

@@ -130,6 +130,8 @@ def test_the_loader_reads_no_weight_and_the_host_finds_them_when_it_asks(encoder
 
     count = 1 + 27 * 11
     assert len(loaded().get_sd()) == count
+    build, arguments = loaded().patcher.cached_patcher_init
+    assert len(list(build(*arguments, disable_dynamic=True).model.parameters())) == count
     assert any("q_proj" in name for name in comfy.lora.model_lora_keys_clip(loaded().cond_stage_model, {}).values())
     clip = loaded()
     comfy.model_management.load_models_gpu([clip.patcher])
@@ -173,6 +175,27 @@ def test_an_encoder_that_was_replaced_on_disk_is_not_known_by_its_old_name(encod
     os.replace(small.save(load_file(path), tmp_path / "new.safetensors"), mine)
     assert not known(encoder.encode_prompt(clip, "a cat")[1])
     assert known(encoder.encode_prompt(encoder.load_clip(mine), "a cat")[1])  # the content is the same
+
+
+def test_a_picture_is_known_to_another_vae_of_the_same_file_and_to_no_patched_one(encoder, monkeypatch, tmp_path):
+    combine, vae = inprocess.import_adapter("combine"), inprocess.import_adapter("vae")
+    monkeypatch.setattr(combine, "store", encoder.store)
+    file = small.save(small.vae_state(small.vae_oracle()), tmp_path / "vae.safetensors")
+    image = torch.rand(1, 64, 96, 3)
+    encodings = []
+
+    def encoded(patched=False, picture=image):
+        """By a VAE of its own."""
+        model = vae.load_vae(file)
+        if patched:
+            model.patcher.patches = {"encoder.conv_in.weight": []}
+        monkeypatch.setattr(model, "encode", lambda pixels, encode=model.encode: encodings.append(1) or encode(pixels))
+        return combine.encode(model, picture)
+
+    want = encoded()
+    assert torch.equal(encoded(), want) and len(encodings) == 1
+    assert not torch.equal(encoded(picture=1 - image), want) and len(encodings) == 2
+    assert torch.equal(encoded(patched=True), want) and len(encodings) == 3
 
 
 def test_place_and_size_of_the_store_and_its_switch(monkeypatch, tmp_path, caplog):

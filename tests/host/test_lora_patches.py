@@ -186,6 +186,20 @@ def test_the_host_can_rebuild_its_patches_and_count_their_bytes(tmp_path, state,
     assert late(zeros.to(small.FP8)).dtype == small.FP8
 
 
+def test_what_it_keeps_on_the_gpu_for_quantised_weights_goes_with_the_model(tmp_path, state, lora_file):
+    """The meta device stands for a GPU."""
+    quantised, metadata, _ = small.fp8_state(state, "metadata")
+    patched = attach(load(tmp_path, quantised, metadata), lora_file())
+    wrappers = [wrapper for each in patched.weight_wrapper_patches.values() for wrapper in each]
+    moved = sum(wrapper.move_to("meta") for wrapper in wrappers)
+    assert moved == sum(t.nbytes for wrapper in wrappers for *_, tensors in wrapper.terms for t in tensors) > 0
+    assert patched.partially_unload(patched.offload_device, 1) == moved
+    assert {t.device.type for wrapper in wrappers for *_, tensors in wrapper.moved for t in tensors} == {"cpu"}
+    wrappers[0].move_to("meta")
+    patched.detach()
+    assert wrappers[0].moved is wrappers[0].terms
+
+
 def test_at_strength_0_not_even_the_file_is_looked_at(tmp_path, state, lora_file, oracle):
     module = inprocess.import_adapter("lora")
     model = load(tmp_path, state)
@@ -239,10 +253,18 @@ def test_the_hosts_loader_takes_all_of_its_own_names_and_misreads_dora(tmp_path,
     assert report.splitlines()[-1] == "ComfyUI's own LoRA loader would not read their alpha"
 
 
+def test_a_file_that_the_hosts_loader_fails_on_is_applied(tmp_path, state):
+    tensors = {name.replace("lora_down.weight", "lora_down"): tensor for name, tensor in written("kohya", state)[0].items()}
+    path = small.save(tensors, tmp_path / "bare.safetensors")
+    *_, report = inprocess.import_adapter("lora").attach(load(tmp_path, state), None, path, 1.0, 1.0)
+    assert f"{len(tensors)} of {len(tensors)} keys matched, 0 unmatched, 0 of the wrong size" in report.splitlines()
+    assert report.splitlines()[-1].startswith("ComfyUI's own LoRA loader would fail on this file (KeyError(")
+
+
 def test_the_hosts_names_of_the_text_encoder_are_known(tmp_path, state, oracle):
     encoder = small.save(small.encoder_state(oracle.text_encoder), tmp_path / "encoder.safetensors")
     clip = inprocess.import_adapter("encoder").load_clip(encoder)
-    key = next(name for name, _ in clip.cond_stage_model.named_parameters() if name.endswith("5.mlp.up_proj.weight"))
+    key = next(name for name in clip.cond_stage_model.state_dict() if name.endswith("5.mlp.up_proj.weight"))
     name = f"text_encoders.{key.removesuffix('.weight')}"
     tensors = {f"{name}.lora_up.weight": torch.zeros(128, 2), f"{name}.lora_down.weight": torch.zeros(2, 64)}
     path = small.save(tensors, tmp_path / "te.safetensors")

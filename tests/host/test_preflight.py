@@ -67,7 +67,7 @@ def test_what_it_is_given_goes_on_as_it_was(graph):
     assert torch.equal(got, want) and latent.shape == (1, 128, 12, 16)
 
 
-def test_the_report_names_each_thing(graph, preflight):
+def test_the_report_names_each_thing(comfy, graph, preflight):
     """The work: 2 h (tokens (4 h + 3 mlp) + 2 tokens^2) in 3 blocks of h 256, and the ends."""
     graph.prompt["text"] = "a cat"
     lines = dict(line.split(": ", 1) for line in preflight.all())
@@ -79,6 +79,7 @@ def test_the_report_names_each_thing(graph, preflight):
     step = 3 * 704 * (2 * 256 * (4 * 256 + 3 * 768) + 4 * 256 * 704) + 2 * 256 * (128 * 2 * 192 + 192 * 512 + 256 + 18 * 256)
     assert lines["work"] == f"{step / 1e12:.3g} TFLOP a step, {4 * step / 1e12:.3g} TFLOP in 4 steps"
     assert lines["memory"].startswith("flow ") and lines["memory"].endswith(" free on cpu")
+    assert lines["store"].endswith(f" of 4 GB in {comfy.base / 'user/klein_store'}")
     assert lines["steps"] == "4 at cfg 1" and "Warning" not in lines
 
 

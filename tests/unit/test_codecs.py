@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from klein.errors import KleinError
-from klein.model_loaders.formats.codecs import FLOAT8, LONGEST_MARKER, Codec, Markers
+from klein.model_loaders.formats.codecs import LONGEST_MARKER, Markers
 from klein.model_loaders.formats.files import open_checkpoint
+from klein.model_loaders.formats.table import FLOAT8, Codec
 from tools import small
 
 FP8, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -146,7 +147,7 @@ def test_a_layer_that_is_not_stored_as_its_mark_says_is_refused(stored, state, l
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"format": "nvfp4"}, "nvfp4 weights"),
+        ({"format": "nvfp5"}, "nvfp5 weights"),
         ({"format": None}, "None weights"),
         ({"format": ["float8_e4m3fn"]}, r"\['float8_e4m3fn'\] weights"),
         ({**FORMAT, "full_precision_matrix_mult": 1}, "float8_e4m3fn weights"),
@@ -156,7 +157,7 @@ def test_a_layer_that_is_not_stored_as_its_mark_says_is_refused(stored, state, l
 def test_a_format_that_is_not_known_to_the_last_setting_is_refused(stored, settings, what):
     state, expected = (
         {"a.weight": WEIGHT, "a.weight_scale": SCALE},
-        "expected bf16, fp16, fp32 or fp8: load the bf16 or the fp8 file",
+        "expected bf16, fp16, fp32, fp8, mxfp8, nvfp4, int8, w4a4 or GGUF: load the bf16 or the fp8 file",
     )
     for marked, layers in (({"a.comfy_quant": marker(settings)}, None), ({}, {"a": settings})):
         with pytest.raises(KleinError, match=rf"^x.safetensors holds {what} \(a\), {expected} of this model instead.$"):

@@ -18,7 +18,7 @@ CORE = "load it with ComfyUI's own loaders and "
 def header(*names: str, file: str = "model.safetensors", **shapes) -> Checkpoint:
     """A checkpoint of tensors of these names, 8x8 unless a shape is given."""
     every = {**dict.fromkeys(names, (8, 8)), **shapes}
-    return Checkpoint(Path(file), every, dict.fromkeys(every, torch.float32), {}, {})
+    return Checkpoint(Path(file), every, dict.fromkeys(every, torch.float32), {}, {}, {})
 
 
 def said(*names: str, **shapes) -> tuple[str, str]:
@@ -118,7 +118,7 @@ def test_a_model_of_no_known_kind_is_told_by_its_first_tensor():
         ([BFL], "vae", "a FLUX.2 [klein] flow model of hidden size 0", VAE, "load it with the Klein Flow Loader and "),
         ([EMBEDDING, NORM], "flow", QWEN, FLOW, "load it with the Klein Qwen3 Encoder Loader and "),
         (AUTOENCODER, "encoder", "the FLUX.2 VAE", ENCODER, "load it with the Klein VAE Loader and "),
-        (["x.lora_A"], "vae", "a LoRA", VAE, "apply it with a LoRA loader node and "),
+        (["x.lora_A"], "vae", "a LoRA", VAE, "apply it with the Klein LoRA Loader and "),
         ([EMBEDDING], "vae", "a Mistral or Llama text encoder (hidden size 8)", VAE, CORE),
         (["x"], "vae", "an unknown model (its first tensor is x)", VAE, ""),
     ],

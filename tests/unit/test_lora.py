@@ -154,6 +154,17 @@ def test_alpha_is_taken_from_the_file_the_header_or_the_rank(state, read, tmp_pa
     said = [
         (header, 3),
         ({**header, "transformer.use_rslora": True}, 6),
+        (
+            {
+                "transformer.r": 4,
+                "transformer.lora_alpha": None,
+                "transformer.rank_pattern": [],
+                "transformer.alpha_pattern": None,
+            },
+            1,
+        ),
+        ({"transformer.r": None, "transformer.lora_alpha": 12}, 1),
+        ({"text_encoder.r": 4, "text_encoder.lora_alpha": 12}, 1),
         ({**header, "transformer.alpha_pattern": {"img_attn.proj": 2}}, 0.5),
         ({**header, "transformer.alpha_pattern": {"txt_attn.proj": 2}}, 3),
     ]

@@ -73,7 +73,8 @@ def test_files_of_peft(state, model, tmp_path, whose, kind):
     randomise(wrapped)
     wrapped.save_pretrained(tmp_path / "peft")
     lora = read_lora(tmp_path / "peft/adapter_model.safetensors", shapes(state))
-    assert lora.kind.startswith({"LoHa": "LoHa", "LoKr": "LoKr", "whole LoKr": "LoKr"}.get(kind, "LoRA"))
+    own = {"LoHa": "LoHa", "LoKr": "LoKr", "whole LoKr": "LoKr", "DoRA": "LoRA with DoRA"}
+    assert dict(lora.kinds) == {own.get(kind, "LoRA"): len(names)}
     assert lora.alpha_from == "in adapter_config.json" and lora.trainer == "peft (by its names)"
     compare(state, whose, lora, wrapped.merge_and_unload().state_dict())
 

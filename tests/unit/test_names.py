@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from klein.errors import KleinError
-from klein.model_loaders.formats.codecs import FLOAT8, StoredWeight
+from klein.model_loaders.formats.codecs import StoredWeight
 from klein.model_loaders.formats.files import Checkpoint, open_checkpoint
 from klein.model_loaders.formats.names import (
     Plan,
@@ -18,6 +18,7 @@ from klein.model_loaders.formats.names import (
     flow_plan,
     flow_prefix,
 )
+from klein.model_loaders.formats.table import FLOAT8
 from tools import small
 
 FLOW = small.flow_state(hidden=8, heads=1, context=8, mlp=8, depth=2, single=1, channels=8)
@@ -26,7 +27,7 @@ FLOAT = torch.float32
 
 def header(shapes: dict, dtypes: dict | None = None) -> Checkpoint:
     """A checkpoint of tensors of these shapes, float32 unless a dtype is given."""
-    return Checkpoint(Path("model.safetensors"), shapes, {name: (dtypes or {}).get(name, FLOAT) for name in shapes}, {}, {})
+    return Checkpoint(Path("model.safetensors"), shapes, {name: (dtypes or {}).get(name, FLOAT) for name in shapes}, {}, {}, {})
 
 
 def shapes_of(state: dict, prefix: str = "") -> dict:
@@ -55,7 +56,7 @@ def test_a_flow_model_under_either_kind_of_names_has_the_same_tensors(tmp_path, 
 def test_a_weight_that_a_file_has_whole_is_handed_on_and_never_copied():
     """The file's mapping is the model's memory: a copy of each would be the size of the model again."""
     whole = torch.ones(8, 8)
-    held = Checkpoint(Path("x"), {"a": (8, 8)}, {"a": FLOAT}, {}, {"a": SimpleNamespace(read=lambda name: whole)})
+    held = Checkpoint(Path("x"), {"a": (8, 8)}, {"a": FLOAT}, {}, {}, {"a": SimpleNamespace(read=lambda name: whole)})
     ((name, tensor),) = Plan(held, {"layer": (StoredWeight("a", (8, 8), FLOAT),)}, []).tensors()
     assert name == "layer.weight" and tensor is whole
 
@@ -103,11 +104,11 @@ def test_stacked_weights_that_do_not_fit_are_refused(theirs, parts):
         _ = plan.shapes
 
 
-def test_fp8_under_diffusers_names_is_refused_where_layers_are_stacked(theirs):
-    """Each part has a scale of its own, and one layer has room for one."""
+def test_stacked_parts_of_several_formats_are_refused(theirs):
+    """One part fp8, the others plain."""
     for part in (TO_Q, TO_K):
         shapes = {**shapes_of(theirs), f"{part}_scale": ()}
-        with pytest.raises(KleinError, match="scaled fp8 weights under diffusers names, which cannot be fused exactly"):
+        with pytest.raises(KleinError, match="in several formats, which cannot be fused exactly"):
             flow_plan(header(shapes, {part: torch.float8_e4m3fn}))
     alone = "transformer_blocks.0.ff.linear_in.weight"
     plan = flow_plan(header({**shapes_of(theirs), f"{alone}_scale": ()}, {alone: torch.float8_e4m3fn}))

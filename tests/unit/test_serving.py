@@ -22,12 +22,12 @@ def test_without_variables_the_settings_are_the_defaults():
 def test_each_variable_sets_what_it_names():
     found = settings({
         "KLEIN_SERVING": "off", "KLEIN_API_KEY": "k", "KLEIN_REMOTE_IMAGES": "ON", "KLEIN_MAX_BODY_MB": "2", "KLEIN_MAX_QUEUE": "3",
-        "KLEIN_MAX_IMAGES": "4", "KLEIN_MAX_MEGAPIXELS": "5", "KLEIN_STORE_MB": "6",
+        "KLEIN_MAX_IMAGES": "4", "KLEIN_MAX_MEGAPIXELS": "5", "KLEIN_REQUESTS_MB": "6",
     })  # fmt: skip
     assert found == Settings(False, "k", True, 2 * 2**20, 3, 4, 5 * 2**20, 6 * 2**20)
 
 
-@pytest.mark.parametrize("name", ["KLEIN_SERVING", "KLEIN_REMOTE_IMAGES", "KLEIN_MAX_QUEUE", "KLEIN_STORE_MB"])
+@pytest.mark.parametrize("name", ["KLEIN_SERVING", "KLEIN_REMOTE_IMAGES", "KLEIN_MAX_QUEUE", "KLEIN_REQUESTS_MB"])
 @pytest.mark.parametrize("value", ["many", "-1", "2.5", "٣", "9" * 20])
 def test_a_variable_that_says_nothing_is_named(name, value):
     with pytest.raises(KleinError, match=name):

@@ -22,6 +22,7 @@ from klein.store.keys import content, digest
 from klein.store.stamp import source, stamp
 from klein.store.store import Store
 from tools import small
+from tools.store import main as command
 
 MOST = 300_000  # bytes: some 15 of the values here
 
@@ -98,6 +99,7 @@ def test_entries_say_what_they_are_and_can_be_removed_and_nothing_else_is(tmp_pa
     store.put(key(1), value(1), "the prompt 'a cat'")
     (entry,) = store.entries()
     assert (entry.key, entry.what) == (key(1), "the prompt 'a cat'")
+    assert store.disk.usage() == (1, entry.nbytes)
     assert entry.nbytes == (tmp_path / f"{key(1)}.safetensors").stat().st_size and abs(entry.used - time.time()) < 100
     store.clear()
     assert store.entries() == [] and store.get(key(1)) is None
@@ -199,7 +201,7 @@ def test_a_folder_that_cannot_be_made_is_as_none(tmp_path):
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "store", MOST, MOST)
     store.put(key(1), value(1), "a test")
-    assert same(store.get(key(1)), value(1)) and store.entries() == []
+    assert same(store.get(key(1)), value(1)) and store.entries() == [] and store.disk.usage() == (0, 0)
 
 
 def server(folder: str, seed: int, operations: int) -> None:
@@ -318,3 +320,11 @@ def test_a_file_that_was_changed_has_another_stamp(tmp_path):
 def test_what_is_no_safetensors_file_has_no_stamp(tmp_path, data):
     (tmp_path / "a.gguf").write_bytes(data)
     assert stamp(source([tmp_path / "a.gguf"]), Store(None, 0, MOST)) is None
+
+
+def test_the_command_lists_and_clears(tmp_path, capsys):
+    Disk(tmp_path, MOST).put(key(1), value(1), "text by qwen: a cat")
+    command([str(tmp_path), "--clear"])
+    listed, total = capsys.readouterr().out.splitlines()
+    assert listed.endswith("text by qwen: a cat") and total.startswith("1 entries, ")
+    assert Disk(tmp_path, MOST).usage() == (0, 0)
