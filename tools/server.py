@@ -51,9 +51,10 @@ class Server:
             "--database-url", f"sqlite:///{self.base}/user/comfyui.db", *self.options,
         ]  # fmt: skip
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+        own = {name: value for name, value in os.environ.items() if name != "KLEIN_STORE"}  # its store lies in its own folder
         self.log = self.base / "server.log"
         self.process = subprocess.Popen(
-            [str(part) for part in command], cwd=provision.comfyui(), env={**os.environ, **quiet},
+            [str(part) for part in command], cwd=provision.comfyui(), env={**own, **quiet},
             stdout=self.log.open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         deadline = time.monotonic() + patience
