@@ -58,7 +58,10 @@ def said(area: Region, mask, mode: str, images: dict, first: int) -> list[str]:
         lines[0] += f", {area.scale:.1f} times larger"
     if mode == "replace":
         lines.append("the picture is no reference, so that what was there does not come back")
-        lines += [f"{socket} is image {number}" for number, socket in enumerate(images, start=first)]
+        for socket, each in images.items():
+            last = first + len(each) - 1
+            lines.append(f"{socket} is image {first}" if last == first else f"{socket} is images {first} to {last}")
+            first = last + 1
     elif mode == "edit" and mask is not None:
         lines.append(
             "nothing is painted on the mask, so it is none" if area.mask is None else "the mask limits what comes back"

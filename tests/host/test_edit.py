@@ -145,14 +145,15 @@ def lines(graph, comfy, number, output=4) -> list[str]:
 
 
 def test_the_report_says_what_is_painted_and_which_picture_has_which_number(graph, comfy, edit, pictures):
-    number = edit(
-        box(100, 80, 120, 100), mode="replace", context=0.5, image_3=pictures[0], references=graph.reference(pictures[1])
-    )
+    two = graph.new("ImageBatch", image1=pictures[0], image2=pictures[0])
+    chain = graph.reference(pictures[1])
+    number = edit(box(100, 80, 120, 100), mode="replace", context=0.5, image_2=pictures[2], image_3=two, references=chain)
     text = lines(graph, comfy, number)
     assert text[0].startswith("replace: region ") and text[0].endswith("times larger")
     assert text[1] == "the picture is no reference, so that what was there does not come back"
-    assert text[2] == "image_3 is image 1"
-    assert text[3].startswith("image 1: 96x64") and text[4].startswith("image 2: 64x160")
+    assert text[2:4] == ["image_2 is image 1", "image_3 is images 2 to 3"]
+    sizes = [line.split(",")[0] for line in text[4:8]]
+    assert sizes == ["image 1: 48x48", "image 2: 96x64", "image 3: 96x64", "image 4: 64x160"]
 
 
 @pytest.mark.parametrize(
