@@ -22,3 +22,8 @@ class KleinError(ValueError):
 # The host tells an error by its module and name, which some frontends show before the sentence: as with Python's own
 # errors, the name alone says it.
 KleinError.__module__ = "builtins"
+
+
+def half_character(text: str) -> str | None:
+    """The first half of a character (lone surrogate) in a text, which no encoding can write down; None where all can be."""
+    return next((character for character in text if "\ud800" <= character <= "\udfff"), None)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import half_character
 from .refused import Refused
 
 LONGEST = 60  # characters of a value that are shown
@@ -50,7 +51,7 @@ def read(body: dict, names: dict[str, str], neutral: dict[str, tuple]) -> dict[s
 
 def text(field: Field, longest: int = 100_000) -> str:
     value = field.value
-    if not isinstance(value, str) or len(value) > longest or any("\ud800" <= each <= "\udfff" for each in value):
+    if not isinstance(value, str) or len(value) > longest or half_character(value):
         raise field.refused(f"a text of at most {longest} characters")
     return value
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from ...errors import KleinError
+from ...errors import KleinError, half_character
 
 LENGTH = 512
 MOST_CHARACTERS = 100_000  # of a prompt: 512 tokens are about 2500, and the library fails on runs of millions
@@ -103,7 +103,7 @@ def check_prompt(prompt: str) -> None:
             f"The prompt has {len(prompt)} characters, expected {MOST_CHARACTERS} at most, of which klein reads the first "
             f"{LENGTH} tokens: shorten it."
         )
-    half = next((character for character in prompt if "\ud800" <= character <= "\udfff"), None)
+    half = half_character(prompt)
     if half is not None:
         raise KleinError(f"The prompt holds half a character ({half}), which is no text: delete it and type it anew.")
 

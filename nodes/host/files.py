@@ -7,10 +7,13 @@ from pathlib import Path
 
 import folder_paths
 
-from ...errors import KleinError
+from ...errors import KleinError, half_character
 from ...model_loaders.formats.files import INDEX
 
 TINY = Path(__file__).resolve().parents[2] / "tiny"  # comes with the pack; in its own loaders' lists only
+
+
+_known: dict[str, tuple[list[str], dict[str, float]]] = {}  # folder -> the files below it, the times of its folders
 
 
 def choices(category: str, subfolder: str | None) -> list[str]:
@@ -30,7 +33,7 @@ def resolve(category: str, subfolder: str | None, name: str) -> Path:
     """The path of an entry of `choices`; KleinError when it is no longer there, or no name that can be written down."""
     if not isinstance(name, str):
         raise KleinError(f"No file of {category} is chosen ({name!r} is not a name): choose one.")
-    if not _printable(name):
+    if half_character(name):
         raise KleinError(f"The file name {name} in {category} is not UTF-8: rename the file, then refresh the list (key R).")
     path = folder_paths.get_full_path(category, name)
     if path is None and subfolder is not None:
@@ -61,17 +64,18 @@ def stamp(category: str, name: str | None) -> str:
     return f"{name} {os.stat(path).st_mtime_ns}" if path else str(name)
 
 
-def _printable(name: str) -> bool:
-    """Whether a name can be encoded: the bytes of one that is not UTF-8 cannot, and the host's log would fail on it."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
 def _gguf(category: str) -> list[str]:
     """GGUF files, which the host does not list, by their paths in the folders of a category."""
-    found = set()
-    for root in folder_paths.get_folder_paths(category):
-        found |= set(folder_paths.recursive_search(root, excluded_dir_names=[".git"])[0])
+    found = set().union(*map(_walked, folder_paths.get_folder_paths(category)))
     return folder_paths.filter_files_extensions(found, [".gguf"])
+
+
+def _walked(root: str) -> list[str]:
+    """All files below a folder. It is walked again only when a folder below it has changed: lists are asked for at each run."""
+    files, times = _known.get(root, ([], {}))
+    if not times or any(not os.path.isdir(each) or os.path.getmtime(each) != time for each, time in times.items()):
+        files, times = _known[root] = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+    return files
 
 
 def _own(category: str) -> dict[str, Path]:

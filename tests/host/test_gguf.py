@@ -3,6 +3,7 @@
 Tolerance 1e-5 in float32: the very same weights (unit/test_gguf.py), the same sums in another order.
 """
 
+import os
 import shutil
 
 import pytest
@@ -202,3 +203,21 @@ def test_an_encoder_over_http(comfy, graph, oracle):
     exact.load_state_dict(by_hand, strict=False)
     context = oracle._get_qwen3_prompt_embeds(exact, oracle.tokenizer, graph.prompt["text"])
     assert relative(got, small.euler(oracle.transformer, comfy_noise(7), sigmas(4, 192), context)) < EXACT * 4
+
+
+def test_a_file_that_comes_or_goes_is_seen_in_the_list_and_nothing_is_walked_in_between(tmp_path, monkeypatch):
+    files = inprocess.import_adapter("files")
+    import folder_paths
+
+    walk, walks = folder_paths.recursive_search, []
+    monkeypatch.setattr(folder_paths, "recursive_search", lambda *given, **named: walks.append(1) or walk(*given, **named))
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda category: [str(tmp_path)])
+    below = tmp_path / "below"
+    below.mkdir()
+    assert files._gguf("diffusion_models") == files._gguf("diffusion_models") == [] and len(walks) == 1
+    for path in (below / "klein.gguf", tmp_path / "other.GGUF"):
+        path.write_bytes(b"GGUF")
+        os.utime(path.parent, ns=(1, 10**18 + len(walks)))  # clocks of file systems are coarse
+    assert files._gguf("diffusion_models") == ["below/klein.gguf", "other.GGUF"] and len(walks) == 2
+    shutil.rmtree(below)
+    assert files._gguf("diffusion_models") == ["other.GGUF"]

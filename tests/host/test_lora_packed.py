@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fixtures.lora import merged, shapes, written
+from fixtures.lora import merged, shapes, velocity, written
 from klein.model_loaders.formats.lora import read_lora
 from tools import inprocess, small, small_gguf, small_scaled
-from tools.small import comfy_noise, relative
+from tools.small import relative
 
 STATE = small.flow_state(**small.FLOW)
 
@@ -23,22 +23,6 @@ def gguf(folder, kind: str):
 def scaled(folder, form: str):
     tensors, by_hand = small_scaled.state_of(STATE, form, blocks)
     return small.save(tensors, folder / "flow.safetensors"), by_hand
-
-
-@torch.no_grad()
-def velocity(patcher, memory=None):
-    """Of a MODEL loaded by the host, whole or with so many bytes of its weights."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    if memory is None:
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-    else:
-        patcher.partially_load(patcher.load_device, memory)
-    x, text = comfy_noise(1), torch.randn(1, 64, small.FLOW["context"], generator=torch.Generator().manual_seed(2))
-    out = patcher.model.diffusion_model(x, torch.tensor([0.5]), text)
-    patcher.detach()
-    return out
 
 
 @pytest.mark.parametrize(("write", "form"), [(gguf, "Q4_K"), (gguf, "Q8_0"), (scaled, "nvfp4"), (scaled, "int8 rotated")])

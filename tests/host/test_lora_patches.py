@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fixtures.cache import check
-from fixtures.lora import merged, shapes, written
+from fixtures.lora import merged, shapes, velocity, written
 from klein.model_loaders.formats.lora import read_lora
 from tools import inprocess, small
-from tools.small import comfy_noise, relative
+from tools.small import relative
 
 SCHEMES = ["metadata", "comfy_quant", "scaled_fp8"]
 LAYER = "double_blocks.0.img_attn.qkv.weight"
@@ -31,22 +31,6 @@ def lora_file(tmp_path, state):
 
 def attach(patcher, path, strength=1.0):
     return inprocess.import_adapter("lora").attach(patcher, None, path, strength, 1.0)[0]
-
-
-@torch.no_grad()
-def velocity(patcher, memory=None):
-    """Of a MODEL loaded by the host, whole or with so many bytes of its weights."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    if memory is None:
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-    else:
-        patcher.partially_load(patcher.load_device, memory)
-    x, text = comfy_noise(1), torch.randn(1, 512, small.FLOW["context"], generator=torch.Generator().manual_seed(2))
-    out = patcher.model.diffusion_model(x, torch.tensor([0.5]), text)
-    patcher.detach()
-    return out
 
 
 def load(tmp_path, state, metadata=None, name="flow.safetensors"):
