@@ -69,7 +69,7 @@ NODE_TYPES = {
     ),
     "KleinDistilledSampler": NodeType(
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
-        [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 3, (320, 300),
+        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 3, (320, 300),
     ),
     "KleinSchedule": NodeType(
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],

@@ -18,7 +18,7 @@ from .cache import bytes_per_token, cache_of
 from .combine import references_of
 from .conditioning import controls_of, prompt_of
 from .flow import KleinModel, check_conditioning
-from .sampling import CHANNELS, advice, latent_tokens
+from .sampling import CHANNELS, advice, fitted, latent_tokens, size_of
 from .store import described
 
 UNKNOWN = "not known"
@@ -54,6 +54,8 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
     if klein:
         for text, values in positive or ():
             check_conditioning(klein, text, values.get("reference_latents") or ())
+    if latent is not None:
+        latent, _ = fitted(latent)
     image = None if latent is None else latent_tokens(latent)
 
     parts = _parts(positive, references)
@@ -66,11 +68,11 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         if width is None
         else f"{encoder_for(width)}, {width} wide{', as the flow model expects' * bool(sizes)}",
         "vae": UNKNOWN if vae is None else f"{CHANNELS} channels",
-        "canvas": UNKNOWN if image is None else _canvas(latent["samples"].shape),
+        "canvas": UNKNOWN if image is None else size_of(latent["samples"]),
         "tokens": UNKNOWN if image is None else _tokens(text, image, parts),
         "steps": f"{steps} at cfg {cfg:g}",
     }
-    warnings = [sentence.rstrip(".") for sentence in advice(model, steps, cfg)] if model is not None else []
+    warnings = advice(model, steps, cfg, latent and latent["samples"]) if model is not None else []
     if klein and image is not None:
         rows = len(latent["samples"]) * (2 if cfg > 1 else 1)
         sequences = [_sequence(model, text, image, parts, step / steps) for step in range(steps)]
@@ -99,11 +101,6 @@ def _model(model, klein) -> str:
     sizes = klein.diffusion_model.sizes
     name = FLOW_NAMES.get(sizes.hidden_size, f"of hidden size {sizes.hidden_size}")
     return f"klein {name}, {klein.klein_variant}, {sizes.depth} double and {sizes.depth_single_blocks} single blocks"
-
-
-def _canvas(shape) -> str:
-    batch, _, height, width = shape
-    return f"{16 * width}x{16 * height}" + (f", {batch} at once" if batch > 1 else "")
 
 
 def _parts(positive, references) -> list[Part]:
