@@ -38,7 +38,14 @@ def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_lin
     count = kinds(graph).count
     pictures = count("LoadImage")
     negative = sum(name == "negative" for _, _, name in graph.links)
-    others = ("KleinLoraLoader", "KleinReferenceCache", "KleinReference", "KleinCanvasRestore", "KleinSchedule", "KleinPreflight")
+    others = (
+        "KleinLoraLoader",
+        "KleinReferenceCache",
+        "KleinReference",
+        "KleinCanvasRestore",
+        "KleinSchedule",
+        "KleinPreflight",
+    )
     extra = sum(map(count, others)) + negative
     looked = [number for number, kind, _ in graph.nodes if kind == "KleinPreflight"]
     links = extra + sum(name in ("mask", "canvas", "negative", "sigmas") or target in looked for _, target, name in graph.links)
