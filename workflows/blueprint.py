@@ -122,7 +122,8 @@ def blueprint(name: str, graph: Graph, outside: tuple[Outside, ...]) -> dict:
         "state": {"lastGroupId": 0, "lastNodeId": max(inside), "lastLinkId": last, "lastRerouteId": 0},
         "inputNode": {"id": IN, "bounding": [-160, 100, 130, 40 + 20 * len(inputs)]},
         "outputNode": {"id": OUT, "bounding": [right + 60, 100, 128, 60]},
-        "inputs": inputs, "outputs": [image], "widgets": [], "nodes": list(inside.values()), "groups": data["groups"],
+        "inputs": inputs, "outputs": [image], "widgets": [], "nodes": list(inside.values()),
+        "groups": [group for group in data["groups"] if any(within(node["pos"], group["bounding"]) for node in inside.values())],
         "links": links, "extra": {},
     }  # fmt: skip
     return {
@@ -130,3 +131,8 @@ def blueprint(name: str, graph: Graph, outside: tuple[Outside, ...]) -> dict:
         "nodes": [node], "links": [], "groups": [], "definitions": {"subgraphs": [definition]}, "config": {},
         "extra": {"BlueprintDescription": f"{name}: FLUX.2 [klein] in one node."}, "version": 0.4,
     }  # fmt: skip
+
+
+def within(place: list[int], bounding: list[int]) -> bool:
+    x, y, wide, tall = bounding
+    return x <= place[0] <= x + wide and y <= place[1] <= y + tall

@@ -6,6 +6,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 
+from .layout import Box, Layout, Wire, laid_out
+
 HUB = "https://huggingface.co"
 KLEIN, ENCODERS = f"{HUB}/black-forest-labs/FLUX.2-klein", f"{HUB}/Comfy-Org/flux2-klein"
 FLOW, KV, ENCODER, VAE = (
@@ -31,77 +33,78 @@ URLS = {file: f"{page}/resolve/main/{INSIDE.get(file, '')}{file}" for file, page
 @dataclass
 class NodeType:
     """A node class as the frontend shows it: link inputs (name, type; a name that ends in ? may stay empty), outputs, widgets
-    with their defaults, column (of STEPS), size, and the folder of the model files that its first widget names."""
+    with their defaults, step (of the columns in layout.py), size, and the folder of the model files that its first widget names."""
 
     links: list[tuple[str, str]]
     outputs: list[tuple[str, str]]
     widgets: dict
-    column: int
+    step: str
     size: tuple[int, int]
     folder: str = ""
 
 
 NODE_TYPES = {
-    "KleinFlowLoader": NodeType([], [("MODEL", "MODEL")], {"flow_name": FLOW, "weight_dtype": "default", "variant": "auto"}, 0, (400, 130), "diffusion_models"),
-    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, 3, (320, 190)),
-    "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, 0, (400, 110), "text_encoders"),
-    "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, 0, (400, 80), "vae"),
-    "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, 0, (400, 240), "loras"),
-    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, 2, (400, 240)),
-    "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, 2, (400, 130)),
-    "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, 1, (280, 310)),
-    "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, 1, (280, 80)),
-    "LoadImageMask": NodeType([], [("MASK", "MASK")], {"image": "example.png", "channel": "alpha"}, 1, (280, 310)),
-    "MaskToImage": NodeType([("mask", "MASK")], [("IMAGE", "IMAGE")], {}, 4, (280, 60)),
-    "InvertMask": NodeType([("mask", "MASK")], [("MASK", "MASK")], {}, 1, (280, 60)),
-    "SolidMask": NodeType([], [("MASK", "MASK")], {"value": 0.0, "width": 64, "height": 64}, 1, (280, 130)),
+    "KleinFlowLoader": NodeType([], [("MODEL", "MODEL")], {"flow_name": FLOW, "weight_dtype": "default", "variant": "auto"}, "Models", (400, 130), "diffusion_models"),
+    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, "Sample", (320, 190)),
+    "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, "Models", (400, 110), "text_encoders"),
+    "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, "Models", (400, 80), "vae"),
+    "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, "Models", (400, 240), "loras"),
+    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, "Prompt", (400, 230)),
+    "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, "Prompt", (400, 130)),
+    "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, "Pictures", (260, 314)),
+    "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, "Pictures", (280, 80)),
+    "LoadImageMask": NodeType([], [("MASK", "MASK")], {"image": "example.png", "channel": "alpha"}, "Pictures", (280, 318)),
+    "MaskToImage": NodeType([("mask", "MASK")], [("IMAGE", "IMAGE")], {}, "Result", (280, 60)),
+    "InvertMask": NodeType([("mask", "MASK")], [("MASK", "MASK")], {}, "Pictures", (280, 60)),
+    "SolidMask": NodeType([], [("MASK", "MASK")], {"value": 0.0, "width": 64, "height": 64}, "Pictures", (280, 130)),
     "MaskComposite": NodeType(
-        [("destination", "MASK"), ("source", "MASK")], [("MASK", "MASK")], {"x": 0, "y": 0, "operation": "add"}, 1, (280, 150)
+        [("destination", "MASK"), ("source", "MASK")], [("MASK", "MASK")], {"x": 0, "y": 0, "operation": "add"}, "Pictures", (280, 150)
     ),
     "KleinReference": NodeType(
         [("image", "IMAGE"), ("references?", "KLEIN_REFERENCES"), ("mask?", "MASK")], [("references", "KLEIN_REFERENCES")],
-        {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, 1, (400, 170),
+        {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, "Canvas", (400, 170),
     ),
     "KleinMultiReference": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(1, 5)), ("references?", "KLEIN_REFERENCES")],
         [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
-        {"sizing": "exact", "max_megapixels": 1.0, "width": 0, "height": 0, "batch_size": 1}, 2, (400, 420),
+        {"sizing": "exact", "max_megapixels": 1.0, "width": 0, "height": 0, "batch_size": 1}, "Canvas", (400, 420),
     ),
     "KleinDistilledSampler": NodeType(
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
-        [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, 3, (320, 300),
+        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (320, 280),
     ),
     "KleinSchedule": NodeType(
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
-        {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, 3, (320, 200),
+        {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, "Sample", (320, 200),
     ),
     "KleinPreflight": NodeType(
         [("model?", "MODEL"), ("clip?", "CLIP"), ("vae?", "VAE"), ("positive?", "CONDITIONING"), ("latent_image?", "LATENT"), ("references?", "KLEIN_REFERENCES")],
         [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("references", "KLEIN_REFERENCES"), ("steps", "INT"), ("cfg", "FLOAT"), ("report", "STRING")],
-        {"steps": 4, "cfg": 1.0}, 2, (420, 460),
+        {"steps": 4, "cfg": 1.0}, "Canvas", (420, 460),
     ),
     "KleinEdit": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"), ("mask?", "MASK"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(2, 5)), ("references?", "KLEIN_REFERENCES")],
         [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
-        {"mode": "edit", "context": 0.5, "grow": 16, "feather": 16, "max_megapixels": 1.0, "left": 0, "top": 0, "right": 0, "bottom": 0, "batch_size": 1}, 2, (400, 560),
+        {"mode": "edit", "context": 0.5, "grow": 16, "feather": 16, "max_megapixels": 1.0, "left": 0, "top": 0, "right": 0, "bottom": 0, "batch_size": 1}, "Canvas", (400, 560),
     ),
     "KleinCanvasRestore": NodeType(
         [("image", "IMAGE"), ("canvas", "KLEIN_CANVAS")], [("IMAGE", "IMAGE"), ("changed", "MASK"), ("report", "STRING")],
-        {"blend": "feather", "colour": "off", "keep": "off"}, 3, (320, 300),
+        {"blend": "feather", "colour": "off", "keep": "off"}, "Result", (320, 300),
     ),
-    "VAEEncode": NodeType([("pixels", "IMAGE"), ("vae", "VAE")], [("LATENT", "LATENT")], {}, 3, (320, 60)),
-    "ReferenceLatent": NodeType([("conditioning", "CONDITIONING"), ("latent?", "LATENT")], [("CONDITIONING", "CONDITIONING")], {}, 2, (320, 60)),
-    "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, 3, (320, 60)),
-    "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, 3, (320, 90)),
-    "PreviewImage": NodeType([("images", "IMAGE")], [], {}, 4, (420, 300)),
-    "SaveImage": NodeType([("images", "IMAGE")], [], {"filename_prefix": "klein"}, 4, (420, 460)),
+    "VAEEncode": NodeType([("pixels", "IMAGE"), ("vae", "VAE")], [("LATENT", "LATENT")], {}, "Canvas", (320, 60)),
+    "ReferenceLatent": NodeType([("conditioning", "CONDITIONING"), ("latent?", "LATENT")], [("CONDITIONING", "CONDITIONING")], {}, "Canvas", (320, 60)),
+    "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, "Result", (320, 60)),
+    "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, "Result", (320, 90)),
+    "PreviewImage": NodeType([("images", "IMAGE")], [], {}, "Result", (420, 300)),
+    "SaveImage": NodeType([("images", "IMAGE")], [], {"filename_prefix": "klein"}, "Result", (420, 460)),
 }  # fmt: skip
-STEPS = ("Models", "Pictures", "Prompt", "Sample", "Result")  # of the columns, from left to right
-APART, TITLE = 80, 40  # pixels between columns, and of a node's own title with a gap
 ASKED = {  # in the linear form that newer hosts show as an app: widgets of these nodes, and the pictures saved
     "KleinPrompt": ("text",), "LoadImage": ("image",), "KleinExamplePicture": ("picture",), "KleinDistilledSampler": ("seed",),
     "EmptyFlux2LatentImage": ("width", "height"),
 }  # fmt: skip
+RENDERER = (
+    "Vue-corrected"  # places as they are meant in both node styles: else early Vue nodes spread a graph, but not its groups
+)
 BESIDE = {"seed": ["randomize"], "image": ["image"]}  # what the frontend keeps after a widget's value
 
 
@@ -143,38 +146,43 @@ class Graph:
         return out
 
     def frontend(self) -> dict:
-        nodes, groups, left, lowest = [], [], 40, 0
-        for column, step in enumerate(STEPS):
-            inside = [node for node in self.nodes if NODE_TYPES[node[1]].column == column]
-            if not inside:
-                continue
-            first, tall = left, 0
-            width = max(NODE_TYPES[kind].size[0] for _, kind, _ in inside)
-            across = 2 if step == "Pictures" and len(inside) > 3 else 1
-            for part in range(across):
-                top = 60 + TITLE
-                for number, kind, values in inside[part::across]:
-                    nodes.append(self._node(number, kind, values, [left, top], width))
-                    top += NODE_TYPES[kind].size[1] + TITLE + 20
-                left, tall = left + width + (20 if part + 1 < across else APART), max(tall, top)
-            bounding = [first - 20, 20, left - APART - first + 40, tall - 50]
-            groups.append({"title": step, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}})
-            lowest = max(lowest, tall)
-        nodes.sort(key=lambda node: node["id"])
+        boxes = [Box(number, NODE_TYPES[kind].step, NODE_TYPES[kind].size) for number, kind, _ in self.nodes]
+        wires = [Wire(link.node, link.output, target, self._slot(target, name), link.type) for link, target, name in self.links]
+        layout = laid_out(boxes, wires)
+        nodes = [
+            self._node(number, kind, values, [*layout.places[number]], layout.widths[number])
+            for number, kind, values in self.nodes
+        ]
+        groups = [
+            {"title": step, "bounding": [*bounding], "color": "#3f789e", "font_size": 24, "flags": {}}
+            for step, bounding in layout.groups
+        ]
         if self.note:
+            foot = max(y + tall for _, (_, y, _, tall) in layout.groups[:1])
             nodes.append({
-                "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, lowest + TITLE], "size": [780, 400], "flags": {},
+                "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, foot + 70], "size": [440, 480], "flags": {},
                 "order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [self.note],
                 "color": "#432", "bgcolor": "#653", "title": "Files, licence, settings",
             })  # fmt: skip
-        links = []
-        for number, (link, target, name) in enumerate(self.links, start=1):
-            links.append([number, link.node, link.output, target, self._slot(target, name), link.type])
+        links = [[i, wire.source, wire.output, wire.target, wire.input, wire.type] for i, wire in enumerate(wires, start=1)]
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)), "revision": 0, "last_node_id": len(nodes),
             "last_link_id": len(links), "nodes": nodes, "links": links, "groups": groups, "config": {},
-            "extra": {"linearData": self._linear()}, "version": 0.4,
+            "extra": {"linearData": self._linear(), "workflowRendererVersion": RENDERER, **self._reroutes(layout)}, "version": 0.4,
         }  # fmt: skip
+
+    def _reroutes(self, layout: Layout) -> dict:
+        """Where the frontend keeps the points that wires run over, and which wire runs over which."""
+        over = [
+            (number, place, [i for i, (link, _, _) in enumerate(self.links, start=1) if link.node == source])
+            for number, (source, place) in enumerate(layout.reroutes, start=1)
+        ]
+        if not over:
+            return {}
+        return {
+            "reroutes": [{"id": number, "pos": [*place], "linkIds": wires} for number, place, wires in over],
+            "linkExtensions": [{"id": wire, "parentId": number} for number, _, wires in over for wire in wires],
+        }
 
     def _linear(self) -> dict:
         asked = [[number, name] for number, kind, _ in self.nodes for name in ASKED.get(kind, ())]

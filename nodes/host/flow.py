@@ -30,6 +30,7 @@ from .conditioning import controls_of
 from .memory import Beside, new_patcher
 from .operations import flow_operations, native_layers, native_tensors
 from .packed import markers, pack, packed_layers
+from .tiny import SIZES, colour_previews
 
 # Among the transformer's options: what gives keys and values of references, which then stay out of the sequence.
 REFERENCE_CACHE = "klein_reference_cache"
@@ -117,6 +118,8 @@ def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, Codec], unif
     pack(model.diffusion_model, quantised, file.name)
     model.diffusion_model.requires_grad_(False)
     model.device = comfy.model_management.unet_offload_device()
+    if file.sizes == SIZES:
+        colour_previews(model.latent_format)
     return model
 
 

@@ -165,14 +165,6 @@ def test_no_node_covers_another_before_and_after_a_run(page, name):
     assert page.evaluate(OVERLAPS) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_text_of_a_graph_that_is_fitted_to_1600_by_1000_is_9_pixels_high_at_least(name):
-    nodes = json.loads((provision.ROOT / f"workflows/{name}.json").read_text())["nodes"]
-    wide = max(node["pos"][0] + node["size"][0] for node in nodes) - min(node["pos"][0] for node in nodes)
-    tall = max(node["pos"][1] + node["size"][1] for node in nodes) - min(node["pos"][1] for node in nodes)
-    assert 14 * min(1600 / wide, 1000 / tall) >= 9
-
-
 def test_the_help_of_a_node_opens_with_its_picture(page):
     load(page, "klein_9b_text_to_image")
     page.evaluate("app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'KleinDistilledSampler'))")

@@ -1,9 +1,11 @@
 """The example graphs as files."""
 
 import json
+import re
 
 import pytest
 
+from fixtures.wires import behind, boxes
 from workflows import build
 from workflows.graph import NODE_TYPES
 
@@ -31,14 +33,31 @@ def test_the_files_are_what_build_writes_and_there_are_no_others():
 
 @named(PLAIN)
 def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_links(graph):
-    """A cache, a reference of its own, the way back and a negative take one node each, and one link or two."""
+    """A LoRA, a cache, a reference of its own, the way back, a negative, a schedule and a look before the run take one node
+    each, and a link or two; the look takes one of each thing that it looks at."""
     count = kinds(graph).count
     pictures = count("LoadImage")
     negative = sum(name == "negative" for _, _, name in graph.links)
-    extra = count("KleinReferenceCache") + count("KleinReference") + count("KleinCanvasRestore") + negative
-    links = extra + sum(name in ("mask", "canvas", "negative") for _, _, name in graph.links)
+    others = (
+        "KleinLoraLoader",
+        "KleinReferenceCache",
+        "KleinReference",
+        "KleinCanvasRestore",
+        "KleinSchedule",
+        "KleinPreflight",
+    )
+    extra = sum(map(count, others)) + negative
+    looked = [number for number, kind, _ in graph.nodes if kind == "KleinPreflight"]
+    links = extra + sum(name in ("mask", "canvas", "negative", "sigmas") or target in looked for _, target, name in graph.links)
     assert len(graph.nodes) - extra <= 8 + pictures
     assert len(graph.links) - links <= (9 if pictures else 7) + pictures
+
+
+def test_every_node_of_the_pack_has_a_place_in_a_graph():
+    files = (build.HERE.parent / "nodes").glob("*.py")
+    declared = {name for file in files for name in re.findall(r'node_id="(\w+)"', file.read_text(encoding="utf-8"))}
+    assert len(declared) >= 14
+    assert declared - {kind for graph in GRAPHS for kind in kinds(graph)} == set()
 
 
 @named(EDITS)
@@ -61,15 +80,36 @@ def test_a_graph_of_klein_says_its_licence_and_where_its_files_are(graph):
 @named(GRAPHS)
 def test_no_node_lies_on_another_and_each_in_the_group_of_its_step(graph):
     data = graph.frontend()
-    boxes = [
-        (x, y - 30, x + wide, y + tall) for (x, y), (wide, tall) in ((node["pos"], node["size"]) for node in data["nodes"])
-    ]
-    for i, (left, top, right, bottom) in enumerate(boxes):
-        for other in boxes[i + 1 :]:
+    around = list(boxes(data).values())
+    for i, (left, top, right, bottom) in enumerate(around):
+        for other in around[i + 1 :]:
             assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
     groups = [(x, y, x + wide, y + tall) for x, y, wide, tall in (group["bounding"] for group in data["groups"])]
-    for box in boxes[: len(graph.nodes)]:
+    for i, (left, top, right, bottom) in enumerate(groups):
+        for other in groups[i + 1 :]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    for box in around[: len(graph.nodes)]:
         assert sum(x <= box[0] and y <= box[1] and box[2] <= r and box[3] <= b for x, y, r, b in groups) == 1
+
+
+@named(GRAPHS)
+def test_no_wire_runs_behind_a_node_that_is_not_its_end(graph):
+    assert behind(graph.frontend()) == []
+
+
+def test_a_wire_behind_a_node_is_found():
+    """The measure of the test above: a node pushed into the way of the longest wire."""
+    data = next(graph for graph in GRAPHS if graph.name == "klein_9b_two_references").frontend()
+    (decode,), (prompt,) = ([node for node in data["nodes"] if node["type"] == kind] for kind in ("VAEDecode", "KleinPrompt"))
+    (wire,) = [link[0] for link in data["links"] if link[3] == decode["id"] and link[5] == "VAE"]
+    prompt["pos"][1] = decode["pos"][1]
+    assert (wire, prompt["id"]) in behind(data)
+
+
+@named(GRAPHS)
+def test_text_of_a_graph_that_is_fitted_to_1600_by_1000_is_9_pixels_high_at_least(graph):
+    left, top, right, bottom = zip(*boxes(graph.frontend()).values())
+    assert 14 * min(1600 / (max(right) - min(left)), 1000 / (max(bottom) - min(top))) >= 9
 
 
 def test_node_numbers_links_and_slots_agree():
