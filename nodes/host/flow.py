@@ -23,6 +23,7 @@ from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
 from ...model_loaders.formats.identify import encoder_for
 from ...model_loaders.formats.table import FLOAT8, Codec
+from ...store.stamp import source
 from .compat import note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher
@@ -49,6 +50,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     file = read_flow(path)
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
     model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
+    model.source, model.weight_dtype = source(file.plan.checkpoint.files), weight_dtype
     model.klein_variant = (file.variant or variant_of(file.name)) if variant == "auto" else variant
     # A host that streams weights from the file would add patches to packed bytes.
     plain = disable_dynamic or bool(packed_layers(quantised))
@@ -172,8 +174,8 @@ def host_attention(q, k, v, mask=None, transformer_options={}):
 
 
 class KleinModel(comfy.model_base.Flux2):
-    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `beside` is what is
-    kept on the GPU beside its weights."""
+    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `source` and `weight_dtype`
+    are what its weights were made from; `beside` is what is kept on the GPU beside them."""
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
