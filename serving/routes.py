@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 
 from ..errors import KleinError
+from ..nodes.host.settings import given
 from . import bfl, gateway, openai
 from .host import server
 from .http import take
@@ -19,7 +19,7 @@ def register() -> None:
     if server() is None:
         return
     try:
-        chosen = settings(os.environ)
+        chosen = settings(given())
     except KleinError as error:
         log.error("Klein: the HTTP for agents is off: %s", error)
         return

@@ -1,4 +1,4 @@
-"""What the host's owner may change, by environment variables."""
+"""What the host's owner may change, by environment variables or in ComfyUI's dialog (nodes/host/settings.py)."""
 
 from __future__ import annotations
 

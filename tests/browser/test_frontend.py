@@ -146,25 +146,6 @@ def test_reports_stand_on_their_nodes_and_are_back_after_a_reload_and_a_cached_r
     assert page.evaluate(REPORTS)["KleinMultiReference"] == texts["KleinMultiReference"]
 
 
-OVERLAPS = """() => {
-    const boxes = app.graph.nodes.map(({pos, size, type}) => [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1], type]);
-    const found = [];
-    boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
-        if (a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]) found.push([a[4], b[4]]);
-    }));
-    return found;
-}"""
-
-
-@pytest.mark.parametrize("name", ["klein_tiny_repaint", "klein_9b_kv_two_references"])
-def test_no_node_covers_another_before_and_after_a_run(page, name):
-    """Reports and previews make nodes taller."""
-    load(page, name)
-    assert page.evaluate(OVERLAPS) == []
-    queue(page)
-    assert page.evaluate(OVERLAPS) == []
-
-
 def test_the_help_of_a_node_opens_with_its_picture(page):
     load(page, "klein_9b_text_to_image")
     page.evaluate("app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'KleinDistilledSampler'))")
