@@ -42,6 +42,11 @@ def test_the_templates_are_listed_by_the_server_each_with_its_picture(comfy):
     assert all((provision.ROOT / f"workflows/{name}.jpg").is_file() for name in NAMES)
 
 
+def test_the_packs_settings_stand_in_the_hosts_own(page):
+    """What they do: tests/browser/test_settings.py, tests/host/test_settings.py."""
+    assert page.evaluate("['queue', 'images'].map(name => app.extensionManager.setting.get(`klein.max_${name}`))") == [64, 10]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_in_the_frontend_is_the_same_graph_as_its_api_file(page, name):
     load(page, name)
