@@ -6,6 +6,7 @@ from ..errors import KleinError
 from ..samplers.schedule import SCHEDULES
 from .checks import check
 from .host.compat import aliases
+from .host.reports import with_report
 from .host.sampling import check_guidance, latent_tokens, make_sigmas, pixel_tokens, sample
 from .loaders import CATEGORY
 
@@ -62,7 +63,10 @@ class KleinDistilledSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed when cfg is above 1: an empty prompt."),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="Used instead of steps, denoise and schedule."),
             ],
-            outputs=[io.Latent.Output(tooltip="The image, for VAE Decode.")],
+            outputs=[
+                io.Latent.Output(tooltip="The image, for VAE Decode."),
+                io.String.Output(display_name="report", tooltip="Size and steps, and warnings."),
+            ],
             **aliases("klein sampler", "ksampler", "flux2 sampler", "euler", "4 steps", "distilled", "denoise"),
         )
 
@@ -94,7 +98,7 @@ class KleinDistilledSampler(io.ComfyNode):
             negative=negative,
             sigmas=sigmas,
         )
-        return io.NodeOutput(sample(model, positive, negative, latent_image, seed, steps, cfg, denoise, schedule, sigmas))
+        return with_report(*sample(model, positive, negative, latent_image, seed, steps, cfg, denoise, schedule, sigmas))
 
 
 class KleinSchedule(io.ComfyNode):

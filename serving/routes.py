@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import logging
 
+from aiohttp import web
+
 from ..errors import KleinError
 from ..nodes.host.settings import given
 from . import bfl, gateway, openai
+from .description import document
 from .host import server
-from .http import take
-from .settings import settings
+from .http import LEFT, Route, take
+from .patience import mind_the_end
+from .settings import Settings, settings
 
 log = logging.getLogger(__name__)
+
+
+async def description(request: web.Request, settings: Settings) -> web.Response:
+    return web.json_response(document([route for route in ROUTES if route not in LEFT], settings))
+
+
+ROUTES = [
+    *openai.ROUTES, *bfl.ROUTES, *gateway.ROUTES,
+    Route("GET", "/v1/openapi.json", description, openai.failure, "This description"),
+]  # fmt: skip
 
 
 def register() -> None:
@@ -24,4 +38,5 @@ def register() -> None:
         log.error("Klein: the HTTP for agents is off: %s", error)
         return
     if chosen.enabled:
-        take(server(), [*openai.ROUTES, *bfl.ROUTES, *gateway.ROUTES], chosen)
+        take(server(), ROUTES, chosen)
+        mind_the_end(server().app)

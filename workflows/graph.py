@@ -71,7 +71,7 @@ NODE_TYPES = {
     ),
     "KleinDistilledSampler": NodeType(
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
-        [("LATENT", "LATENT")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (320, 280),
+        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (320, 280),
     ),
     "KleinSchedule": NodeType(
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],

@@ -29,6 +29,10 @@ STEPS = "klein wants 4 steps and cfg 1. klein *base* wants 20 to 50 steps, cfg 4
 NUMBERED = "The prompt calls the pictures *image 1*, *image 2*, ... in the order of the sockets. The image has the size of image 1, unless width and height say otherwise."
 PAINT = "Right-click the picture, *Open in MaskEditor*, and paint what shall change; all else stays as it is, bit for bit. "
 REMOVE = "Remove what is in the middle of the picture. Continue the background as if it had never been there."
+LORA = "Put a LoRA for klein 9B into `models/loras` and choose it; the report says what of it fits. *strength* 1 is what it was trained for, 0 changes nothing. "
+DIAL = "The LoRA is one that was trained on such maps. *strength* of the dial says how much attention the map gets (0.5 half, 2 twice), *start* and *end percent* in which part of the steps it is there: up to 0.75 it is gone in the last of 4 steps, which is then free in its details. The image has the map's size."
+LOOK = "*Klein Preflight* looks at the run before any weight reaches the card: parts that do not belong together stop it in a sentence; tokens, work, memory and warnings stand in its report. It can be queued alone, for its report only."
+SCHEDULE = "The sampler takes its sigmas from *Klein Schedule*: its own *steps*, *denoise* and *schedule* are then not read. *continuous* leaves out the jump that klein's schedule has above 1072x1024. The same sigmas fit ComfyUI's SamplerCustomAdvanced."
 FOX = "A red fox asleep on a mossy stone in morning fog, soft light, 85 mm photograph."
 
 
@@ -74,6 +78,43 @@ def references(
         model = graph.put("KleinReferenceCache", model=model)
     canvas = out(graph, both, 3) if restored else None
     finish(graph, vae, canvas, model=model, positive=out(graph, both), latent_image=out(graph, both, 2))
+    return graph
+
+
+def with_lora(name: str, title: str, settings: str, control: bool = False) -> Graph:
+    """Text to image with a LoRA; a control LoRA's map is image 1, with a strength and a window of its own."""
+    graph, model, clip, vae = parts(name, title, settings)
+    model = graph.put("KleinLoraLoader", model=model)
+    positive = graph.put("KleinPrompt", clip=clip, text=FOX)
+    if control:
+        image = graph.put("LoadImage", title="Depth, pose or edges")
+        dial = graph.put("KleinReference", title="The dial", image=image, end_percent=0.75)
+        both = graph.add("KleinMultiReference", positive=positive, vae=vae, references=dial)
+        positive, latent = out(graph, both), out(graph, both, 2)
+    else:
+        latent = graph.put("EmptyFlux2LatentImage")
+    finish(graph, vae, model=model, positive=positive, latent_image=latent)
+    return graph
+
+
+def looked_at() -> Graph:
+    """Text to image behind Klein Preflight."""
+    graph, model, clip, vae = parts("klein_9b_preflight", "a look before the run", LOOK)
+    positive = graph.put("KleinPrompt", clip=clip, text=FOX)
+    latent = graph.put("EmptyFlux2LatentImage")
+    seen = graph.add("KleinPreflight", model=model, vae=vae, positive=positive, latent_image=latent)
+    model, vae, positive, latent = (out(graph, seen, slot) for slot in (0, 2, 3, 4))
+    finish(graph, vae, model=model, positive=positive, latent_image=latent)
+    return graph
+
+
+def scheduled() -> Graph:
+    """Text to image on the sigmas of Klein Schedule."""
+    graph, model, clip, vae = parts("klein_9b_schedule", "the schedule as a node", SCHEDULE)
+    positive = graph.put("KleinPrompt", clip=clip, text=FOX)
+    latent = graph.put("EmptyFlux2LatentImage", width=1280)
+    sigmas = graph.put("KleinSchedule", latent=latent, schedule="continuous")
+    finish(graph, vae, model=model, positive=positive, latent_image=latent, sigmas=sigmas)
     return graph
 
 
@@ -150,5 +191,9 @@ def graphs() -> list[Graph]:
             "klein *base* is not distilled: it wants 20 to 50 steps, cfg 4 to 5, and a negative, here an empty prompt. Each step "
             "computes both.", BASE, base={"steps": 28, "cfg": 4.0},
         ),
+        with_lora("klein_9b_lora", "a LoRA", LORA),
+        with_lora("klein_9b_control_lora", "a control LoRA with a dial", LORA + DIAL, control=True),
+        looked_at(),
+        scheduled(),
         text_to_image("klein_4b_text_to_image", "4B, text to image", STEPS, FLOW_4B, ENCODER_4B),
     ]  # fmt: skip

@@ -48,9 +48,14 @@ def below(slot: int) -> int:
 
 def laid_out(boxes: list[Box], wires: list[Wire]) -> Layout:
     column_of = {box.number: i for box in boxes for i, steps in enumerate(COLUMNS) if box.step in steps}
-    reach = {box.number: max((column_of[w.target] for w in wires if w.source == box.number), default=0) for box in boxes}
+
+    def reach(number: int) -> int:
+        """The last column that a node's wires end in; through a node of its own column, so that the two stand together."""
+        ends = [wire.target for wire in wires if wire.source == number]
+        return max((column_of[end] if column_of[end] > column_of[number] else reach(end) for end in ends), default=0)
+
     stacks = {
-        step: sorted((box for box in boxes if box.step == step), key=lambda box: -reach[box.number] if step == "Models" else 0)
+        step: sorted((box for box in boxes if box.step == step), key=lambda box: -reach(box.number) if step == "Models" else 0)
         for steps in COLUMNS
         for step in steps
     }

@@ -105,12 +105,13 @@ class ReferenceCache:
         del last
         known = {key[2] for key in run.found}
         tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
+        model.beside.cached = True
         model.beside.wanted = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
         options[REFERENCE_CACHE] = run
         try:
             prepared = executor(patcher, noise_shape, conds, *args, model_options=model_options, **kwargs)
         finally:
-            model.beside.wanted = 0
+            model.beside.wanted, model.beside.cached = 0, False
         self.last = run if self.across and not foreign else None
         return prepared
 

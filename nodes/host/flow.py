@@ -21,6 +21,7 @@ from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
+from ...model_loaders.flow.work import Sequence, activation_bytes, cast_bytes
 from ...model_loaders.formats.identify import encoder_for
 from ...model_loaders.formats.table import FLOAT8, Codec
 from ...store.stamp import source
@@ -29,10 +30,13 @@ from .conditioning import controls_of
 from .memory import Beside, new_patcher
 from .operations import flow_operations, native_layers, native_tensors
 from .packed import markers, pack, packed_layers
+from .tiny import SIZES, colour_previews
 
 # Among the transformer's options: what gives keys and values of references, which then stay out of the sequence.
 REFERENCE_CACHE = "klein_reference_cache"
 VARIANTS = ("auto", "distilled", "base", "kv")
+TEXT = "klein_text"  # among the shapes of a conditioning that the host estimates memory by
+MARGIN = 1.1  # over what the tensors of a step need: allocators round up
 WEIGHT_DTYPES = {
     "default": None,
     "bf16": torch.bfloat16,
@@ -114,6 +118,8 @@ def _build(file: FlowFile, dtype: torch.dtype, quantised: dict[str, Codec], unif
     pack(model.diffusion_model, quantised, file.name)
     model.diffusion_model.requires_grad_(False)
     model.device = comfy.model_management.unet_offload_device()
+    if file.sizes == SIZES:
+        colour_previews(model.latent_format)
     return model
 
 
@@ -202,8 +208,24 @@ class KleinModel(comfy.model_base.Flux2):
     def state_dict_for_saving(self, *args, **kwargs):
         return super().state_dict_for_saving(*args, **kwargs) | markers(self.diffusion_model, "model.diffusion_model.")
 
-    def memory_required(self, *args, **kwargs):
-        return super().memory_required(*args, **kwargs) + self.beside.wanted
+    def extra_conds_shapes(self, **kwargs):
+        text = kwargs.get("cross_attn")
+        return super().extra_conds_shapes(**kwargs) | ({} if text is None else {TEXT: [1, 1, text.shape[1]]})
+
+    def memory_required(self, input_shape, cond_shapes={}):
+        """Bytes that a step takes beside the weights, by what klein's own tensors need; where attention may hold a matrix of
+        all tokens by all tokens, the host's estimate for FLUX.2."""
+        manage = comfy.model_management
+        if not (manage.xformers_enabled() or manage.pytorch_attention_flash_attention()):
+            return super().memory_required(input_shape, cond_shapes) + self.beside.wanted
+        rows, _, height, width = input_shape
+        references, text = (max((shape[2] for shape in cond_shapes.get(name, ())), default=0) for name in ("ref_latents", TEXT))
+        sizes, dtype = self.diffusion_model.sizes, self.manual_cast_dtype or self.get_dtype()
+        passes = [Sequence(text, height * width, references)]
+        if self.beside.cached:
+            passes = [Sequence(text, height * width, kept=references), Sequence(0, 0, references)]
+        active = max(activation_bytes(sizes, each, dtype.itemsize, rows) for each in passes)
+        return MARGIN * (active + cast_bytes(sizes, dtype.itemsize)) + self.beside.wanted
 
 
 def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:

@@ -19,7 +19,7 @@ from .combine import references_of
 from .conditioning import controls_of, prompt_of
 from .flow import KleinModel, check_conditioning
 from .lora import KleinAdapter, applied
-from .sampling import CHANNELS, advice, latent_tokens
+from .sampling import CHANNELS, advice, fitted, latent_tokens, size_of
 from .store import described
 
 UNKNOWN = "not known"
@@ -55,6 +55,8 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
     if klein:
         for text, values in positive or ():
             check_conditioning(klein, text, values.get("reference_latents") or ())
+    if latent is not None:
+        latent, _ = fitted(latent)
     image = None if latent is None else latent_tokens(latent)
 
     parts = _parts(positive, references)
@@ -68,11 +70,11 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         if width is None
         else f"{encoder_for(width)}, {width} wide{', as the flow model expects' * bool(sizes)}",
         "vae": UNKNOWN if vae is None else f"{CHANNELS} channels",
-        "canvas": UNKNOWN if image is None else _canvas(latent["samples"].shape),
+        "canvas": UNKNOWN if image is None else size_of(latent["samples"]),
         "tokens": UNKNOWN if image is None else _tokens(text, image, parts),
         "steps": f"{steps} at cfg {cfg:g}",
     }
-    warnings = [sentence.rstrip(".") for sentence in advice(model, steps, cfg)] if model is not None else []
+    warnings = advice(model, steps, cfg, latent and latent["samples"]) if model is not None else []
     if model is not None:
         warnings += [
             f"{each.keys - each.matched} of {each.keys} keys of {each.name} have no place: see Klein LoRA Loader's report"
@@ -113,11 +115,6 @@ def _loras(model) -> str:
     ours = [f"{each.name} at {each.strength:g}, {each.matched} of {each.keys} keys" for each in applied(model)]
     others = sum(any(not isinstance(patch[1], KleinAdapter) for patch in patches) for patches in model.patches.values())
     return "; ".join(ours + [f"{others} weights patched by other nodes"] * bool(others)) or "none"
-
-
-def _canvas(shape) -> str:
-    batch, _, height, width = shape
-    return f"{16 * width}x{16 * height}" + (f", {batch} at once" if batch > 1 else "")
 
 
 def _parts(positive, references) -> list[Part]:

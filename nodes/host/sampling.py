@@ -17,15 +17,18 @@ from ...samplers.schedule import last_part
 from ...samplers.schedule import sigmas as official_sigmas
 from .conditioning import controls_of
 from .flow import KleinModel, check_conditioning
+from .tiny import too_large
 
-CHANNELS = 128  # of FLUX.2's latents, at 1/16 of the image's size
+CHANNELS, SCALE = 128, 16  # of FLUX.2's latents, and pixels of the image along a side of one
+SCALES = {4: 8, 16: 8}  # the same of other models by their channels, for hosts whose empty latents do not tell
 
 
 def sample(
     model, positive, negative, latent: dict, seed: int, steps: int, cfg: float, denoise: float, schedule: str, sigmas=None
-) -> dict:
-    """LATENT from noise and conditioning; `noise_mask` and `batch_index` of the latent are honoured. KleinError for a
-    latent, conditioning or cfg that cannot be sampled, before anything is moved to the GPU."""
+) -> tuple[dict, str]:
+    """LATENT from noise and conditioning, and the report; `noise_mask` and `batch_index` of the latent are honoured.
+    KleinError for a latent, conditioning or cfg that cannot be sampled, before anything is moved to the GPU."""
+    latent, notes = fitted(latent)
     samples = latent["samples"]
     tokens = latent_tokens(latent)
     if not samples.isfinite().all():
@@ -38,10 +41,11 @@ def sample(
             _check(model, text, values)
     if sigmas is None:
         sigmas = make_sigmas(steps, tokens, schedule, denoise)
-    if len(sigmas) < 2:  # no step: nothing is loaded for it
-        return latent
-    for sentence in advice(model, len(sigmas) - 1, cfg):
-        logging.warning(sentence)
+    ran = max(len(sigmas) - 1, 0)
+    lines = [f"{size_of(samples)}, {ran} step{'s' * (ran != 1)} at cfg {cfg:g}", *notes]
+    if not ran:  # nothing is loaded for it
+        return latent, "\n".join(lines)
+    lines += [f"Warning: {text}" for text in advice(model, ran, cfg, samples)]
 
     guider = comfy.samplers.CFGGuider(model)
     # At cfg 1 the negative is left out altogether, unless a patch of the MODEL asks for it: nothing of it is computed.
@@ -54,11 +58,11 @@ def sample(
         comfy.samplers.KSAMPLER(_euler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        callback=latent_preview.prepare_callback(model, ran),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    return {**latent, "samples": out.to(samples.device)}
+    return {**latent, "samples": out.to(samples.device)}, "\n".join(lines)
 
 
 def check_guidance(cfg: float, connected: bool) -> None:
@@ -88,9 +92,38 @@ def make_sigmas(steps: int, tokens: int, schedule: str, denoise: float) -> torch
     return sigmas
 
 
+def fitted(latent: dict) -> tuple[dict, list[str]]:
+    """The latent, and no line; for another model's that is empty, as the host's own samplers do, an empty one of FLUX.2 for
+    an image of the same size, and the line that says so."""
+    latent = dict(latent)
+    samples, told = latent["samples"], latent.pop("downscale_ratio_spacial", None)
+    if len(samples.shape) != 4 or samples.shape[1] == CHANNELS or 0 in samples.shape or samples.any():
+        return latent, []
+    batch, channels, *sides = samples.shape
+    scale = told or SCALES.get(channels)
+    if not scale:
+        return latent, []
+    height, width = (max(round(side * scale / SCALE), 1) for side in sides)
+    latent["samples"] = samples.new_zeros(batch, CHANNELS, height, width)
+    made = f"it was made klein's, for {SCALE * width}x{SCALE * height}"
+    return latent, [f"The empty latent had {channels} channels, as another model's: {made}"]
+
+
+def size_of(samples: torch.Tensor) -> str:
+    """The images that latents of FLUX.2 are for, in words."""
+    width, height = pixels(samples)
+    return f"{width}x{height}" + (f", {len(samples)} at once" if len(samples) > 1 else "")
+
+
+def pixels(samples: torch.Tensor) -> tuple[int, int]:
+    """Width and height of the images."""
+    return SCALE * samples.shape[-1], SCALE * samples.shape[-2]
+
+
 def latent_tokens(latent: dict) -> int:
-    """Image tokens of a FLUX.2 latent (B, 128, H/16, W/16); KleinError for the latent of another model."""
-    shape = latent["samples"].shape
+    """Image tokens of a FLUX.2 latent (B, 128, H/16, W/16), or of one that `fitted` makes so; KleinError for the latent of
+    another model."""
+    shape = fitted(latent)[0]["samples"].shape
     if len(shape) != 4 or shape[1] != CHANNELS or 0 in shape:
         raise KleinError(
             f"The latent has shape {list(shape)}, expected [batch, {CHANNELS}, height/16, width/16]: use Empty Flux 2 "
@@ -101,7 +134,7 @@ def latent_tokens(latent: dict) -> int:
 
 def pixel_tokens(width: int, height: int) -> int:
     """Image tokens of an image of this size in pixels."""
-    return (width // 16) * (height // 16)
+    return (width // SCALE) * (height // SCALE)
 
 
 def _check(model, text: torch.Tensor, values: dict) -> None:
@@ -114,13 +147,17 @@ def _check(model, text: torch.Tensor, values: dict) -> None:
         )
 
 
-def advice(model, steps: int, cfg: float) -> list[str]:
-    """Sentences where steps and cfg do not fit the variant that the model is."""
+def advice(model, steps: int, cfg: float, samples: torch.Tensor | None) -> list[str]:
+    """Sentences where steps and cfg do not fit the variant that the model is, or the latents its sizes."""
+    return _of_variant(model, steps, cfg) + (too_large(model.model, *pixels(samples)) if samples is not None else [])
+
+
+def _of_variant(model, steps: int, cfg: float) -> list[str]:
     variant = getattr(model.model, "klein_variant", None)
     if variant == "base" and (steps < 10 or cfg == 1):
-        return [f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}."]
+        return [f"Klein base was trained for 20 to 50 steps and cfg 4 to 5, this runs {steps} steps at cfg {cfg:g}"]
     if variant in ("distilled", "kv") and cfg > 1:
-        return [f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours."]
+        return [f"Klein {variant} was trained for cfg 1, this runs at cfg {cfg:g}: twice the time and harsher colours"]
     if variant in ("distilled", "kv") and steps > 8:
-        return [f"Klein {variant} was distilled to 4 steps, this runs {steps}: {steps / 4:.3g} times the work."]
+        return [f"Klein {variant} was distilled to 4 steps, this runs {steps}: {steps / 4:.3g} times the work"]
     return []

@@ -108,15 +108,45 @@ def test_a_file_deleted_after_the_list_was_read_is_refused(comfy, graph):
     assert "deleted.safetensors" in refusal(graph, comfy)
 
 
-@pytest.mark.parametrize(
-    ("class_type", "inputs", "found"),
-    [
-        ("EmptyLatentImage", {"width": 256, "height": 192, "batch_size": 1}, [1, 4, 24, 32]),
-        ("EmptySD3LatentImage", {"width": 256, "height": 192, "batch_size": 1}, [1, 16, 24, 32]),
-    ],
-)
-def test_the_latent_of_another_model_is_refused(comfy, graph, class_type, inputs, found):
-    graph.sampler["latent_image"] = graph.new(class_type, **inputs)
+EMPTY = {"EmptyLatentImage": 4, "EmptySD3LatentImage": 16}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_the_empty_latent_of_another_model_becomes_kleins_of_the_same_picture_and_the_report_says_so(graph, comfy, kind):
+    """To the bit what Empty Flux 2 Latent gives, with its batch and a noise mask of the picture's size."""
+    graph.without_image().canvas["batch_size"] = 2
+    mask = graph.new("SolidMask", value=1.0, width=256, height=192)
+
+    def run(empty):
+        graph.sampler["latent_image"] = graph.new("SetLatentNoiseMask", samples=empty, mask=mask)
+        return graph.latents()
+
+    want = run(graph.empty)
+    got = run(graph.new(kind, width=256, height=192, batch_size=2))
+    assert torch.equal(got, want) and got.shape == (2, 128, 12, 16)
+    report = graph.new("PreviewAny", source=[graph.sampled[0], 1])[0]
+    assert comfy.run(graph)[report]["text"][0] == (
+        f"256x192, 2 at once, 4 steps at cfg 1\nThe empty latent had {EMPTY[kind]} channels, as another model's: it was made "
+        "klein's, for 256x192"
+    )
+
+
+def test_the_sigmas_for_the_empty_latent_of_another_model_are_those_of_its_picture(graph):
+    def run(empty):
+        sigmas = graph.new("KleinSchedule", steps=4, schedule="official", denoise=1.0, latent=empty)
+        return graph.latents(graph.new("KleinDistilledSampler", **{**graph.sampler, "sigmas": sigmas}))[0]
+
+    other = graph.without_image().new("EmptyLatentImage", width=256, height=192, batch_size=1)
+    assert torch.equal(run(other), run(graph.empty))
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_latent_of_another_model_that_is_not_empty_is_refused(comfy, graph, kind):
+    found = [1, EMPTY[kind], 24, 32]
+    full = torch.zeros(found)
+    full[0, -1, -1, -1] = 1e-6
+    small.save({"latent_tensor": full, "latent_format_version_0": torch.tensor([])}, comfy.base / f"input/{kind}.latent")
+    graph.sampler["latent_image"] = graph.new("LoadLatent", latent=f"{kind}.latent")
     assert refusal(graph, comfy) == (
         f"The latent has shape {found}, expected [batch, 128, height/16, width/16]: use Empty Flux 2 Latent, or encode the "
         f"image with the FLUX.2 VAE."

@@ -27,7 +27,7 @@ CONTRACT = {
     "KleinReferenceCache": ("model mode device dtype", "MODEL STRING"),
     "KleinDistilledSampler": (
         "model positive latent_image seed steps cfg denoise schedule negative sigmas",
-        "LATENT",
+        "LATENT STRING",
     ),
     "KleinExamplePicture": ("picture", "IMAGE MASK"),
     "KleinPreflight": (

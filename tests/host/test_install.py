@@ -3,13 +3,14 @@
 import json
 import shutil
 import subprocess
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tools.provision import ROOT
-from tools.server import Server
+from tools.provision import ROOT, comfyui
+from tools.server import FOLDERS, Server
 from tools.train.judge import look
 from tools.train.world import SIZE
 
@@ -33,13 +34,8 @@ def archive(target) -> None:
         shutil.copy(ROOT / name, target / name)
 
 
-@pytest.mark.parametrize(
-    ("install", "folder"), [(archive, "klein-9b"), pytest.param(clone, "Some Other Name", marks=pytest.mark.long)]
-)
-def test_an_installed_pack_paints_what_is_asked_without_any_further_step(tmp_path, install, folder):
-    server = Server(tmp_path)
-    (tmp_path / "custom_nodes/klein").unlink()
-    install(tmp_path / "custom_nodes" / folder)
+def painted(server: Server, folder: str) -> tuple[str, list[tuple[str, str]]]:
+    """Ground and things of the picture that a template of the installed pack makes, as judged."""
     server.start()
     try:
         assert "klein_tiny_text_to_image" in server.get("/workflow_templates")[folder]
@@ -48,4 +44,32 @@ def test_an_installed_pack_paints_what_is_asked_without_any_further_step(tmp_pat
         ground, things = look(np.array(Image.open(server.file(picture)).convert("RGB").resize((SIZE, SIZE))) / 255)
     finally:
         server.stop()
-    assert (ground, [(thing.shape, thing.colour) for thing in things]) == ("white", [("circle", "red")])
+    return ground, [(thing.shape, thing.colour) for thing in things]
+
+
+ASKED = "white", [("circle", "red")]
+
+
+@pytest.mark.parametrize(
+    ("install", "folder"), [(archive, "klein-9b"), pytest.param(clone, "Some Other Name", marks=pytest.mark.long)]
+)
+def test_an_installed_pack_paints_what_is_asked_without_any_further_step(tmp_path, install, folder):
+    server = Server(tmp_path)
+    (tmp_path / "custom_nodes/klein").unlink()
+    install(tmp_path / "custom_nodes" / folder)
+    assert painted(server, folder) == ASKED
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not shutil.which("cm-cli"), reason="no cm-cli in PATH: pip install comfyui-manager, beside a ComfyUI's packages"
+)
+def test_comfyui_manager_installs_the_pack(tmp_path, monkeypatch):
+    """By its command line, from a git URL, into a ComfyUI of its own."""
+    host, top = tmp_path / "ComfyUI", str(comfyui())
+    shutil.copytree(top, host, ignore=lambda folder, names: {*FOLDERS, ".git", "models"} & set(names) if folder == top else ())
+    monkeypatch.setenv("COMFYUI_PATH", str(host))
+    server = Server(host)
+    (host / "custom_nodes/klein").unlink()
+    subprocess.run(["cm-cli", "install", f"file://localhost{quote(str(ROOT))}", "--mode", "local"], cwd=host, check=True)
+    assert painted(server, ROOT.name) == ASKED

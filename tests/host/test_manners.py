@@ -81,7 +81,7 @@ def sampled(flow, negative, flag=True):
         model.set_model_sampler_post_cfg_function(away, disable_cfg1_optimization=flag)
     negative = [[other, {}]] if negative else None
     latent = {"samples": torch.zeros(1, 128, 4, 6)}
-    return sampling.sample(model, [[text, {}]], negative, latent, 7, 2, 1.0, 1.0, "official")["samples"], seen
+    return sampling.sample(model, [[text, {}]], negative, latent, 7, 2, 1.0, 1.0, "official")[0]["samples"], seen
 
 
 def test_at_cfg_1_the_negative_is_computed_where_a_patch_asks_for_it(flow):
@@ -92,7 +92,7 @@ def test_at_cfg_1_the_negative_is_computed_where_a_patch_asks_for_it(flow):
     generator = torch.Generator().manual_seed(0)
     text, other = (torch.randn(1, 64, small.FLOW["context"], generator=generator) for _ in range(2))
     latent = {"samples": torch.zeros(1, 128, 4, 6)}
-    want = sampling.sample(flow, [[text, {}]], [[other, {}]], latent, 7, 2, 1.5, 1.0, "official")["samples"]
+    want = sampling.sample(flow, [[text, {}]], [[other, {}]], latent, 7, 2, 1.5, 1.0, "official")[0]["samples"]
     assert relative(got, want) < 1e-5
 
 
@@ -101,7 +101,7 @@ def test_at_cfg_1_the_negative_changes_nothing_where_no_patch_asks_for_it(flow):
 
 
 def test_an_error_is_told_by_its_sentence_and_by_no_path_of_a_module(graph, comfy):
-    graph.sampler["latent_image"] = graph.new("EmptyLatentImage", width=64, height=64, batch_size=1)
+    graph.sampler["latent_image"] = graph.new("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1)
     with pytest.raises(PromptError, match="^The latent has shape") as error:
         comfy.run(graph)
     assert error.value.kind == "KleinError"

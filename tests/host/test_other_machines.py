@@ -205,8 +205,8 @@ def test_no_step_loads_no_model(adapters):
         model = None
 
     for sigmas in (torch.tensor([]), torch.tensor([1.0])):
-        out = adapters["sampling"].sample(Model, [], None, latent, 0, 4, 1.0, 1.0, "official", sigmas)
-        assert out is latent
+        out, report = adapters["sampling"].sample(Model, [], None, latent, 0, 4, 1.0, 1.0, "official", sigmas)
+        assert out["samples"] is latent["samples"] and report == "64x64, 0 steps at cfg 1"
 
 
 @pytest.mark.parametrize(

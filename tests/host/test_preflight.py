@@ -176,10 +176,16 @@ def test_an_encoder_of_another_width_stops_the_run_before_anything_is_loaded(gra
 
 
 def test_a_latent_of_another_model_stops_the_run_before_anything_is_loaded(graph, comfy):
-    latent = graph.new("EmptyLatentImage", width=256, height=192, batch_size=1)
+    latent = graph.new("EmptyHunyuanLatentVideo", width=256, height=192, length=1, batch_size=1)
     text, log = refused(graph, comfy, model=graph.model, latent_image=latent)
-    assert text.startswith("The latent has shape [1, 4, 24, 32], expected [batch, 128, height/16, width/16]: use Empty Flux 2")
+    assert text.startswith("The latent has shape [1, 16, 1, 24, 32], expected [batch, 128, height/16, width/16]: use Empty")
     assert "Requested to load KleinModel" not in log
+
+
+def test_an_empty_latent_of_another_model_counts_as_the_sampler_takes_it(graph, preflight):
+    latent = graph.new("EmptySD3LatentImage", width=256, height=192, batch_size=2)
+    lines = preflight.all(latent_image=latent)
+    assert "canvas: 256x192, 2 at once" in lines and "tokens: 704: text 512 (73 %), image 192 (27 %)" in lines
 
 
 def test_a_conditioning_of_another_encoder_stops_the_run_before_the_flow_model_is_loaded(graph, comfy, narrow):

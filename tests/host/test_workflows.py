@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import provision
+from fixtures.lora import written
+from tools import provision, small
 
 NAMES = sorted(path.stem for path in (provision.ROOT / "workflows/api").glob("klein_[!t]*.json"))
 
@@ -18,6 +19,8 @@ def test_an_example_runs_and_leaves_an_image(comfy, name):
     pixels[..., 3] = 255
     pixels[20:40, 30:60, 3] = 0  # what is painted in the mask editor
     Image.fromarray(pixels).save(comfy.base / "input" / "example.png")
+    small.save(written("ai-toolkit", small.flow_state(**small.FLOW))[0], comfy.base / "models/loras/lora.safetensors")
+    comfy.get("/object_info")
     graph = json.loads((provision.ROOT / f"workflows/api/{name}.json").read_text())
     size = (96, 64)
     for node in graph.values():

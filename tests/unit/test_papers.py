@@ -1,5 +1,6 @@
 """What the pack says of itself outside its code: README, docs, forms, drawings, the version, and what the archive holds."""
 
+import os
 import re
 import subprocess
 
@@ -100,3 +101,34 @@ def test_the_issue_forms_are_forms():
         assert form["name"] and form["description"]
         ids = [block["id"] for block in form["body"]]
         assert len(set(ids)) == len(ids) and all(block["attributes"]["label"] for block in form["body"])
+
+
+@pytest.mark.parametrize(("line", "changed"), [("version = ", True), ("requires-python = ", False)])
+def test_only_another_version_is_published(tmp_path, line, changed):
+    """The workflow's own command, between two commits."""
+    (job,) = yaml.safe_load(read(".github/workflows/publish.yml"))["jobs"].values()
+    (step,) = [step for step in job["steps"] if step.get("id") == "version"]
+    assert [each["if"] for each in job["steps"] if "publish-node-action" in each.get("uses", "")] == [
+        "steps.version.outputs.changed && env.TOKEN"
+    ]
+
+    def git(*command):
+        who = ["-c", "user.name=x", "-c", "user.email=x", "-c", "init.defaultBranch=main"]
+        return subprocess.run(["git", *who, *command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    for text in (read("pyproject.toml"), read("pyproject.toml").replace(line, f'{line}"9" #')):
+        (tmp_path / "pyproject.toml").write_text(text)
+        git("add", ".")
+        git("commit", "-m", "x")
+    out = tmp_path / "output"
+    out.touch()
+    environment = {"BEFORE": git("rev-parse", "HEAD^"), "GITHUB_OUTPUT": str(out), "PATH": os.environ["PATH"]}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=True)
+    assert out.read_text() == "changed=yes\n" * changed
+
+
+def test_a_workflow_names_secrets_and_holds_none():
+    for name in (name for name in tracked() if name.startswith(".github/workflows/")):
+        values = re.findall(r"\w*(?:token|key|secret|password): *(.+)", read(name), flags=re.IGNORECASE)
+        assert [value for value in values if not value.startswith("${{")] == []

@@ -1,6 +1,7 @@
 """The example graphs as files."""
 
 import json
+import re
 
 import pytest
 
@@ -33,14 +34,31 @@ def test_the_files_are_what_build_writes_and_there_are_no_others():
 
 @named(PLAIN)
 def test_a_plain_graph_of_n_references_has_at_most_8_and_n_nodes_and_9_and_n_links(graph):
-    """A cache, a reference of its own, the way back and a negative take one node each, and one link or two."""
+    """A LoRA, a cache, a reference of its own, the way back, a negative, a schedule and a look before the run take one node
+    each, and a link or two; the look takes one of each thing that it looks at."""
     count = kinds(graph).count
     pictures = count("LoadImage")
     negative = sum(name == "negative" for _, _, name in graph.links)
-    extra = count("KleinReferenceCache") + count("KleinReference") + count("KleinCanvasRestore") + negative
-    links = extra + sum(name in ("mask", "canvas", "negative") for _, _, name in graph.links)
+    others = (
+        "KleinLoraLoader",
+        "KleinReferenceCache",
+        "KleinReference",
+        "KleinCanvasRestore",
+        "KleinSchedule",
+        "KleinPreflight",
+    )
+    extra = sum(map(count, others)) + negative
+    looked = [number for number, kind, _ in graph.nodes if kind == "KleinPreflight"]
+    links = extra + sum(name in ("mask", "canvas", "negative", "sigmas") or target in looked for _, target, name in graph.links)
     assert len(graph.nodes) - extra <= 8 + pictures
     assert len(graph.links) - links <= (9 if pictures else 7) + pictures
+
+
+def test_every_node_of_the_pack_has_a_place_in_a_graph():
+    files = (build.HERE.parent / "nodes").glob("*.py")
+    declared = {name for file in files for name in re.findall(r'node_id="(\w+)"', file.read_text(encoding="utf-8"))}
+    assert len(declared) >= 14
+    assert declared - {kind for graph in GRAPHS for kind in kinds(graph)} == set()
 
 
 @named(EDITS)
