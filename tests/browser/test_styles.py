@@ -1,5 +1,7 @@
 """The templates as a user opens and runs them, in both node styles of the frontend: its canvas and its Vue nodes."""
 
+import shutil
+
 import pytest
 
 from fixtures.wires import behind
@@ -45,9 +47,10 @@ PICTURE = """() => {
 @pytest.fixture(scope="module")
 def comfy(tmp_path_factory):
     base = tmp_path_factory.mktemp("styles")
-    (base / "models").mkdir()
     small.released_files(base / "models")
-    server = Server(base).start()
+    server = Server(base)
+    shutil.copy(provision.comfyui() / "input/example.png", base / "input")
+    server.start()
     yield server
     server.stop()
 
