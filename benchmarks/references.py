@@ -92,7 +92,27 @@ def measure(folder, rounds: int) -> list[Row]:
         beside = f", {seconds / peer:.3f} of diffusers" if "ours" in mode and peer else ""
         ratio = seconds / times[0, "plain, ours"]
         rows.append(Row(f"{count} references, {mode}", seconds, ratio, f"{expected:.3f} by operations{beside}"))
+    rows += from_disk(ours, folder, rounds)
     kv = ours.read_references([torch.randn(1, 128, *BOX)] * 4)
     formula = 2 * BLOCKS * SIZES["hidden"] * 4 * 4 * EACH
     rows.append(Row("4 references kept", kv.nbytes / 1e6, kv.nbytes / formula, "1.000 by the formula", "MB"))
     return rows
+
+
+def from_disk(ours, folder, rounds: int) -> list[Row]:
+    """Keys and values of two references read from the store (in the system's memory after the first round, checksum and
+    all), against computing them."""
+    from klein.model_loaders.flow.reference_kv import AS_COMPUTED
+    from klein.store.store import Store
+
+    kept, store = inprocess.import_adapter("kept"), Store(folder / "store", 2**33, 0)
+    kept.store.store = lambda: store
+    latents = [torch.randn(1, 128, *BOX) for _ in range(2)]
+    kept.save("benchmark", ours.read_references(latents))
+    runs = {
+        "computed": partial(ours.read_references, latents),
+        "read from disk": partial(kept.load, "benchmark", AS_COMPUTED, ours.sizes, latents[0].device),
+    }
+    times = interleaved(runs, rounds)
+    size = f"{store.disk.usage()[1] / 1e6:.3g} MB"
+    return [Row(f"2 references' keys, {how}", t, t / times["computed"], size) for how, t in times.items()]

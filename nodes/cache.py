@@ -26,7 +26,7 @@ class KleinReferenceCache(io.ComfyNode):
                     options=list(MODES),
                     default="within_run",
                     tooltip="within_run: computed once a run. across_runs: kept while the same references are used, with any "
-                    "prompt, seed or size. off: changes nothing.",
+                    "prompt, seed or size. on_disk: that, and found again by the next server. off: changes nothing.",
                 ),
                 io.Combo.Input(
                     "device",

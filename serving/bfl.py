@@ -8,30 +8,40 @@ import uuid
 from collections import OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from aiohttp import web
 
-from .fields import Field, read
-from .http import Route, body
-from .job import MOST_REFERENCES, Job, job
+from .fields import Body, Field, read
+from .http import REFERENCES, Place, Route, body, named
+from .images import CODED
+from .job import FORMATS, MOST_REFERENCES, Job, job
+from .patience import Patience, patience
 from .refused import Refused
 from .run import Picture, pictures, queued
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 BASE = "/bfl/v1"
-NAMES = {
-    "prompt": "prompt", "seed": "seed", "aspect_ratio": "ratio", "width": "width", "height": "height", "steps": "steps",
-    "guidance": "guidance", "output_format": "format",
-}  # fmt: skip
-NEUTRAL = {"prompt_upsampling": (False,), "safety_tolerance": (2,), "raw": (False,)}
 PICTURES = ("input_image", *(f"input_image_{place}" for place in range(2, MOST_REFERENCES + 1)))
+BODY = Body(
+    {
+        "prompt": "prompt", "seed": "seed", "aspect_ratio": "ratio", "width": "width", "height": "height", "steps": "steps",
+        "guidance": "guidance", "output_format": "format",
+    },
+    {"prompt_upsampling": (False,), "safety_tolerance": (2,), "raw": (False,)},
+    {name: CODED for name in (*PICTURES, "mask")},
+)  # fmt: skip
+PAINTED = tuple(f"image/{each}" for each in FORMATS)
 KEPT = 1000  # tasks that can still be asked for
 
 
 @dataclass
 class Task:
+    """way: what leads a proxy to this host again, as it led it here."""
+
     work: asyncio.Task
+    way: str
     picture: Picture | None = None
     error: str = ""
 
@@ -47,23 +57,25 @@ async def submit(request: web.Request, settings: Settings) -> web.Response:
     asked, files = await body(request, settings)
     if files:
         raise Refused(f"{files[0].name} is a file, expected JSON: send it as base64.", files[0].name)
-    given = {name: asked.pop(name) for name in (*PICTURES, "mask") if asked.get(name) is not None}
-    fields = read(asked, NAMES, NEUTRAL)
+    fields = read(asked, BODY)
     fields["model"] = Field("model", request.match_info["model"])
-    mask = given.pop("mask", None)
-    images = [Field(name, value) for name, value in given.items()]
-    made = await job(fields, images, None if mask is None else Field("mask", mask), settings)
+    images = [Field(name, asked[name]) for name in PICTURES if asked.get(name) is not None]
+    mask = None if asked.get("mask") is None else Field("mask", asked["mask"])
+    made = await job(fields, images, mask, settings)
     runs = await queued(made, settings)
     name = str(uuid.uuid4())
-    TASKS[name] = Task(asyncio.create_task(paint(name, made, runs)))
+    led = request.headers.get(REFERENCES)
+    way = urlencode({"references": led}) if led else ""
+    TASKS[name] = Task(asyncio.create_task(paint(name, made, runs, patience(settings))), way)
     for old in [each for each, task in TASKS.items() if task.work.done()][: max(0, len(TASKS) - KEPT)]:
         del TASKS[old]
-    return web.json_response({"id": name, "polling_url": f"{request.url.origin()}{BASE}/get_result?id={name}"})
+    polling = f"{request.url.origin()}{BASE}/get_result?id={name}{'&' * bool(way)}{way}"
+    return web.json_response({"id": name, "polling_url": polling}, headers=named(made.digest))
 
 
-async def paint(name: str, made: Job, runs: list[str]) -> None:
+async def paint(name: str, made: Job, runs: list[str], patience: Patience) -> None:
     try:
-        async with aclosing(pictures(made, runs, lambda: False)) as painted:
+        async with aclosing(pictures(made, runs, patience)) as painted:
             async for each in painted:
                 TASKS[name].picture = each
     except Refused as refused:
@@ -86,7 +98,7 @@ async def result(request: web.Request, settings: Settings) -> web.Response:
     if found.error:
         said |= {"status": "Error", "details": {"message": found.error}}
     elif found.picture:
-        sample = f"{request.url.origin()}{BASE}/sample/{name}"
+        sample = f"{request.url.origin()}{BASE}/sample/{name}{'?' * bool(found.way)}{found.way}"
         said |= {"status": "Ready", "result": {"sample": sample, "seed": found.picture.seed}}
     return web.json_response(said)
 
@@ -100,7 +112,7 @@ async def sample(request: web.Request, settings: Settings) -> web.Response:
 
 
 ROUTES = [
-    Route("GET", f"{BASE}/get_result", result, failure),
-    Route("GET", f"{BASE}/sample/{{id}}", sample, failure),
-    Route("POST", f"{BASE}/{{model}}", submit, failure),
-]
+    Route("GET", f"{BASE}/get_result", result, failure, "Black Forest Labs: whether a task's picture is there", places=(Place("query", "id"),)),
+    Route("GET", f"{BASE}/sample/{{id}}", sample, failure, "The picture of a task", places=(Place("path", "id"),), gives=PAINTED),
+    Route("POST", f"{BASE}/{{model}}", submit, failure, "Black Forest Labs: a task, and where its picture will be", BODY, (Place("path", "model", "model"),)),
+]  # fmt: skip

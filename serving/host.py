@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import execution
 import folder_paths
-from server import PromptServer
+from server import BinaryEventTypes, PromptServer
 
 import nodes
 
@@ -27,9 +28,11 @@ def inputs() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-async def prepare(graph: Graph) -> tuple:
-    """A run as the host's own POST /prompt makes it of a graph, validated, not yet in the queue."""
-    body = {"prompt": graph.api(), "extra_data": {"extra_pnginfo": {"workflow": graph.frontend()}}}
+async def prepare(graph: Graph, previews: bool) -> tuple:
+    """A run as the host's own POST /prompt makes it of a graph, validated, not yet in the queue. previews: asked of hosts that
+    can make them for one run; others make them as they were started (--preview-method)."""
+    wanted = {"preview_method": "auto"} if previews else {}
+    body = {"prompt": graph.api(), "extra_data": {"extra_pnginfo": {"workflow": graph.frontend()}, **wanted}}
     body = server().trigger_on_prompt(body)
     prompt_id = str(uuid.uuid4())
     valid, error, outputs, node_errors = await execution.validate_prompt(prompt_id, body["prompt"], None)
@@ -50,18 +53,21 @@ def put(runs: list[tuple], most: int) -> None:
         server().number += 1
 
 
-async def saved(prompt_id: str, gone) -> Path:
-    """The one picture that a run has saved, once it has ended. Refused when it failed, or when the client is gone."""
+async def looks(prompt_id: str) -> AsyncIterator[None]:
+    """Once for each look at a run that still waits or runs."""
     queue = server().prompt_queue
     while True:
         running, pending = queue.get_current_queue_volatile()
         place = next((i for i, item in enumerate([*running, *pending]) if item[1] == prompt_id), None)
         if place is None:
-            break
-        if gone():
-            raise Refused("The client went away: the run is cancelled.", "", 499)
+            return
+        yield
         await asyncio.sleep(NEXT if place <= 1 else WAITING)
-    entry = queue.get_history(prompt_id=prompt_id).get(prompt_id)
+
+
+def saved(prompt_id: str) -> Path:
+    """The one picture that a run which has ended has saved. Refused when it failed."""
+    entry = server().prompt_queue.get_history(prompt_id=prompt_id).get(prompt_id)
     if entry is None:
         raise Refused("The run was removed from the host's queue: ask again.")
     for kind, message in entry["status"]["messages"]:
@@ -72,6 +78,31 @@ async def saved(prompt_id: str, gone) -> Path:
             raise Refused(message["exception_message"].strip(), "", 400 if known else 500)
     (image,) = [image for output in entry["outputs"].values() for image in output.get("images", ())]
     return Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])
+
+
+class Previews:
+    """Hears, in the place of a web page, what the host tells all pages of these runs: each step's preview, if it makes any."""
+
+    def __init__(self, runs: list[str]):
+        self.steps: dict[str, list[tuple[float, bytes]]] = {
+            run: [] for run in runs
+        }  # how far the run was, and its picture then
+        self.run, self.progress = "", 0.0
+
+    def __enter__(self) -> Previews:
+        server().sockets[id(self)] = self
+        return self
+
+    def __exit__(self, *_) -> None:
+        del server().sockets[id(self)]
+
+    async def send_json(self, message: dict) -> None:
+        if message["type"] == "progress":
+            self.run, self.progress = message["data"]["prompt_id"], message["data"]["value"] / message["data"]["max"]
+
+    async def send_bytes(self, message: bytes) -> None:
+        if int.from_bytes(message[:4], "big") == BinaryEventTypes.PREVIEW_IMAGE and self.run in self.steps:
+            self.steps[self.run].append((self.progress, bytes(message[8:])))
 
 
 def cancel(prompt_id: str) -> None:

@@ -10,20 +10,37 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from .fields import Field, show
+from .fields import Body, Field, show
+from .patience import OPEN, running
 from .refused import Refused
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+REFERENCES = "x-klein-references"  # the header of a job's digest
+LEFT: set[Route] = set()  # to other packs, who answer there
 Answer = Callable[[web.Request, Settings], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where else than in its body a request says something; `field`: what, under our name, if it is a field of a job."""
+
+    where: str  # path, query or header
+    name: str
+    field: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Route:
     method: str
     path: str
     answer: Answer
     failure: Callable[[Refused], dict]  # an error as the family's clients read it
+    says: str
+    takes: Body | None = None
+    places: tuple[Place, ...] = ()
+    gives: tuple[str, ...] = ("application/json",)
+    open: bool = False  # whether it is answered without a key, too
 
 
 def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
@@ -32,8 +49,11 @@ def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
     async def handle(request: web.Request) -> web.StreamResponse:
         if route in others:
             return await others[route](request)
+        OPEN.add(id(request))
         try:
-            authorise(request, settings)
+            running()
+            if not route.open:
+                authorise(request, settings)
             return await route.answer(request, settings)
         except Refused as refused:
             return failed(route, refused)
@@ -45,8 +65,15 @@ def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
         except Exception:
             log.exception("Klein: %s failed", route.path)
             return failed(route, Refused("The host failed on this request: its log says why.", "", 500))
+        finally:
+            OPEN.remove(id(request))
 
     return handle
+
+
+def named(digest: str) -> dict[str, str]:
+    """Headers that say which references a job has."""
+    return {REFERENCES: digest} if digest else {}
 
 
 def failed(route: Route, refused: Refused) -> web.Response:
@@ -60,11 +87,6 @@ def authorise(request: web.Request, settings: Settings) -> None:
     given = [request.headers.get("x-key", ""), request.headers.get("Authorization", "").removeprefix("Bearer ")]
     if not any([hmac.compare_digest(key.encode("utf-8", "replace"), settings.key.encode()) for key in given]):
         raise Refused("The API key is missing or wrong: send the host's KLEIN_API_KEY as Bearer or x-key.", "", 401)
-
-
-def left(request: web.Request) -> Callable[[], bool]:
-    """Whether the client of a request has gone away."""
-    return lambda: request.transport is None or request.transport.is_closing()
 
 
 async def body(request: web.Request, settings: Settings) -> tuple[dict, list[Field]]:
@@ -130,4 +152,5 @@ def take(server, routes: list[Route], settings: Settings) -> None:
 
 
 def left_alone(route: Route) -> None:
+    LEFT.add(route)
     log.warning("Klein: %s %s belongs to another pack and is left to it.", route.method, route.path)

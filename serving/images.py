@@ -24,8 +24,8 @@ from .settings import Settings
 
 FOLDER = "klein"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-RECENT = 1800  # seconds: a picture that was asked for since may still wait in the queue
 FETCHING = 20  # seconds for a picture from elsewhere
+CODED = {"type": "string", "format": "byte", "description": "base64, a data URL, or a URL where fetching is switched on"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,15 @@ class Stored:
     size: tuple[int, int]
 
 
-async def keep(field: Field, settings: Settings) -> Stored:
-    """A reference; its transparency counts for nothing, as in the host's own Load Image."""
+async def keep(field: Field, settings: Settings, sent) -> Stored:
+    """A reference; its transparency counts for nothing, as in the host's own Load Image. sent: a hash that takes its bytes."""
     data = await content(field, settings)
-    return await asyncio.to_thread(lambda: store(opened(field, data, settings).convert("RGB"), settings))
+
+    def read() -> Stored:
+        sent.update(data)
+        return store(opened(field, data, settings).convert("RGB"), settings)
+
+    return await asyncio.to_thread(read)
 
 
 async def painted(field: Field, settings: Settings, transparent: bool) -> Stored:
@@ -145,22 +150,25 @@ def store(image: Image.Image, settings: Settings) -> Stored:
     try:
         with os.fdopen(handle, "wb") as file:
             image.save(file, "png", compress_level=1)
-        make_room(folder, os.path.getsize(part), settings.store)
+        make_room(folder, os.path.getsize(part), settings)
         os.replace(part, path)
     finally:
         Path(part).unlink(missing_ok=True)
     return Stored(name, image.size)
 
 
-def make_room(folder: Path, wanted: int, cap: int) -> None:
-    """Drops what was not asked for of late, the longest first."""
+def make_room(folder: Path, wanted: int, settings: Settings) -> None:
+    """Drops what was not asked for of late, the longest first; none that a request may still wait for."""
     files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.png"))
     total = wanted + sum(size for _, size, _ in files)
     for asked, size, file in files:
-        if total > cap and time.time() - asked > RECENT:
+        if total > settings.store and time.time() - asked > settings.seconds:
             file.unlink(missing_ok=True)
             total -= size
-    if total > cap:
+    if total > settings.store:
         raise Refused(
-            f"The host keeps {cap} bytes of request pictures (KLEIN_REQUESTS_MB), and they are full: try later.", "", 429, 60
+            f"The host keeps {settings.store} bytes of request pictures (KLEIN_REQUESTS_MB), and they are full: try later.",
+            "",
+            429,
+            60,
         )

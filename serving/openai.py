@@ -10,23 +10,34 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from .fields import Field, read, switch
-from .http import Route, body, left
+from .fields import Body, Field, read
+from .http import Route, body, named
+from .images import CODED
 from .job import Job, job
 from .models import found
+from .patience import patience
 from .refused import Refused
-from .run import Picture, pictures, queued
+from .run import Partial, Picture, pictures, queued
 from .settings import Settings
 
 NAMES = {
     "model": "model", "prompt": "prompt", "n": "n", "size": "size", "seed": "seed", "aspect_ratio": "ratio", "aspectRatio": "ratio",
     "steps": "steps", "guidance": "guidance", "output_format": "format", "output_compression": "quality", "stream": "stream",
+    "partial_images": "partials",
 }  # fmt: skip
 NEUTRAL = {
     "response_format": ("b64_json",), "quality": ("auto", "standard"), "background": ("auto", "opaque"), "moderation": ("auto", "low"),
-    "style": ("vivid", "natural"), "complexity": ("high",), "input_fidelity": ("low",), "partial_images": (0, "0"), "user": (), "safety_identifier": (),
+    "style": ("vivid", "natural"), "complexity": ("high",), "input_fidelity": ("low",), "user": (), "safety_identifier": (),
 }  # fmt: skip
-PICTURES, MASK = ("image", "image[]", "images"), "mask"
+MASK = "mask"
+PICTURE = {
+    "anyOf": [
+        CODED,
+        {"type": "object", "properties": {"image_url": CODED}, "required": ["image_url"], "additionalProperties": False},
+    ]
+}
+PICTURES = {name: {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]} for name in ("image", "image[]", "images", MASK)}
+GENERATION, EDIT = Body(NAMES, NEUTRAL, {}), Body(NAMES, NEUTRAL, PICTURES, form=True)
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
 
@@ -47,17 +58,17 @@ async def generations(request: web.Request, settings: Settings) -> web.StreamRes
     asked, files = await body(request, settings)
     if files:
         raise Refused(f"{files[0].name} is a file, expected JSON: send pictures to /v1/images/edits.", files[0].name)
-    fields = read(asked, NAMES, NEUTRAL)
-    return await answer(request, settings, fields, await job(fields, [], None, settings), "image_generation")
+    made = await job(read(asked, GENERATION), [], None, settings)
+    return await answer(request, settings, made, "image_generation")
 
 
 async def edits(request: web.Request, settings: Settings) -> web.StreamResponse:
     asked, files = await body(request, settings)
-    fields = read({name: value for name, value in asked.items() if name not in (*PICTURES, MASK)}, NAMES, NEUTRAL)
-    given = [Field(name, asked[name]) for name in (*PICTURES, MASK) if asked.get(name) is not None] + files
+    fields = read(asked, EDIT)
+    given = [Field(name, asked[name]) for name in PICTURES if asked.get(name) is not None] + files
     images, masks = [], []
     for each in given:
-        if each.name not in (*PICTURES, MASK):
+        if each.name not in PICTURES:
             raise Refused(
                 f"{each.name[:80]!r} is no place for a picture, expected image, image[] or mask: change it.", each.name
             )
@@ -67,7 +78,7 @@ async def edits(request: web.Request, settings: Settings) -> web.StreamResponse:
     if len(masks) > 1:
         raise Refused(f"{len(masks)} masks are given, expected one: leave some out.", MASK)
     made = await job(fields, images, masks[0] if masks else None, settings, transparent=True)
-    return await answer(request, settings, fields, made, "image_edit")
+    return await answer(request, settings, made, "image_edit")
 
 
 def sources(field: Field) -> list[Field]:
@@ -88,29 +99,32 @@ def sources(field: Field) -> list[Field]:
     return found
 
 
-async def answer(request: web.Request, settings: Settings, fields: dict, made: Job, event: str) -> web.StreamResponse:
-    streams = "stream" in fields and switch(fields["stream"])
+async def answer(request: web.Request, settings: Settings, made: Job, event: str) -> web.StreamResponse:
     runs = await queued(made, settings)
-    async with aclosing(pictures(made, runs, left(request))) as painted:
-        if streams:
+    async with aclosing(pictures(made, runs, patience(settings, request))) as painted:
+        if made.stream:
             return await stream(request, made, painted, event)
         data = [{"b64_json": await coded(each), "seed": each.seed} async for each in painted]
-    return web.json_response({"created": int(time.time()), "output_format": made.format, "data": data})
+    return web.json_response({"created": int(time.time()), "output_format": made.format, "data": data}, headers=named(made.digest))
 
 
 async def stream(request: web.Request, made: Job, painted, event: str) -> web.StreamResponse:
-    """An event for each picture as soon as it is there; an error after the first byte is an event too."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    """An event for each picture, and each on its way, as soon as it is there; an error after the first byte is an event too."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", **named(made.digest)})
     await response.prepare(request)
     try:
         async for each in painted:
             said = {
-                "type": f"{event}.completed",
                 "created_at": int(time.time()),
                 "output_format": made.format,
                 "seed": each.seed,
+                "b64_json": await coded(each),
             }
-            await send(response, f"{event}.completed", {**said, "b64_json": await coded(each)})
+            if isinstance(each, Partial):
+                name, said = f"{event}.partial_image", {**said, "partial_image_index": each.index}
+            else:
+                name = f"{event}.completed"
+            await send(response, name, {"type": name, **said})
     except Refused as refused:
         await send(response, "error", {"type": "error", **failure(refused)})
     await response.write_eof()
@@ -121,12 +135,13 @@ async def send(response: web.StreamResponse, event: str, data: dict) -> None:
     await response.write(f"event: {event}\ndata: {json.dumps(data)}\n\n".encode())
 
 
-async def coded(picture: Picture) -> str:
+async def coded(picture: Picture | Partial) -> str:
     return await asyncio.to_thread(lambda: base64.b64encode(picture.data()).decode())
 
 
+ANSWERS = ("application/json", "text/event-stream")
 ROUTES = [
-    Route("GET", "/v1/models", models, failure),
-    Route("POST", "/v1/images/generations", generations, failure),
-    Route("POST", "/v1/images/edits", edits, failure),
+    Route("GET", "/v1/models", models, failure, "What can run here, with its licence"),
+    Route("POST", "/v1/images/generations", generations, failure, "OpenAI: pictures of a prompt", GENERATION, gives=ANSWERS),
+    Route("POST", "/v1/images/edits", edits, failure, "OpenAI: pictures of a prompt and references", EDIT, gives=ANSWERS),
 ]

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
+
+from aiohttp import web
 
 from ..errors import KleinError
+from ..nodes.host.settings import given
 from . import bfl, gateway, openai
+from .description import document
 from .host import server
-from .http import take
-from .settings import settings
+from .http import LEFT, Route, take
+from .patience import mind_the_end
+from .settings import Settings, settings
 
 log = logging.getLogger(__name__)
+
+
+async def description(request: web.Request, settings: Settings) -> web.Response:
+    return web.json_response(document([route for route in ROUTES if route not in LEFT], settings))
+
+
+async def health(request: web.Request, settings: Settings) -> web.Response:
+    return web.json_response({"status": "ok", "queue": server().prompt_queue.get_tasks_remaining(), "most": settings.queue})
+
+
+ROUTES = [
+    *openai.ROUTES, *bfl.ROUTES, *gateway.ROUTES,
+    Route("GET", "/v1/openapi.json", description, openai.failure, "This description"),
+    Route("GET", "/v1/health", health, openai.failure, "Whether this host takes requests, and how many runs wait", open=True),
+]  # fmt: skip
 
 
 def register() -> None:
@@ -19,9 +38,10 @@ def register() -> None:
     if server() is None:
         return
     try:
-        chosen = settings(os.environ)
+        chosen = settings(given())
     except KleinError as error:
         log.error("Klein: the HTTP for agents is off: %s", error)
         return
     if chosen.enabled:
-        take(server(), [*openai.ROUTES, *bfl.ROUTES, *gateway.ROUTES], chosen)
+        take(server(), ROUTES, chosen)
+        mind_the_end(server().app)

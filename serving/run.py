@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from . import host
 from .graphs import graph
 from .job import Job
+from .patience import Patience
 from .settings import Settings
 
 
@@ -27,29 +29,55 @@ class Picture:
 
     def data(self) -> bytes:
         """png: the host's own file, with its graph; else coded anew."""
-        if self.format == "png":
-            return self.path.read_bytes()
-        coded = BytesIO()
-        with Image.open(self.path) as image:
-            image.convert("RGB").save(coded, self.format, quality=self.quality)
-        return coded.getvalue()
+        return self.path.read_bytes() if self.format == "png" else coded(self.path, self.format, self.quality)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a picture looks like on its way."""
+
+    seed: int
+    index: int
+    preview: bytes
+    format: str
+    quality: int
+
+    def data(self) -> bytes:
+        return coded(BytesIO(self.preview), self.format, self.quality)
+
+
+def coded(file: Path | BytesIO, format: str, quality: int) -> bytes:
+    done = BytesIO()
+    with Image.open(file) as image:
+        image.convert("RGB").save(done, format, quality=quality)
+    return done.getvalue()
 
 
 async def queued(job: Job, settings: Settings) -> list[str]:
     """A run for each seed, all in the queue."""
-    runs = [await host.prepare(graph(job, seed, f"klein/{secrets.token_hex(4)}")) for seed in job.seeds]
+    runs = [await host.prepare(graph(job, seed, f"klein/{secrets.token_hex(4)}"), job.partials > 0) for seed in job.seeds]
     host.put(runs, settings.queue)
     return [run[0] for run in runs]
 
 
-async def pictures(job: Job, runs: list[str], gone: Callable[[], bool]) -> AsyncIterator[Picture]:
-    """In order, each as soon as it is there; what is still to run is cancelled when this ends early."""
+async def pictures(job: Job, runs: list[str], patience: Patience) -> AsyncIterator[Picture | Partial]:
+    """In order, each as soon as it is there, and what it looks like on its way as often as that is asked; what is still to run
+    is cancelled when this ends early."""
     left = list(runs)
     try:
-        for seed, run in zip(job.seeds, runs, strict=True):
-            path = await host.saved(run, gone)
-            left.remove(run)
-            yield Picture(seed, path, job.format, job.quality)
+        with host.Previews(runs) if job.partials else nullcontext() as previews:
+            for seed, run in zip(job.seeds, runs, strict=True):
+                shown = 0
+                async for _ in host.looks(run):
+                    patience()
+                    while previews and previews.steps[run]:
+                        progress, preview = previews.steps[run].pop(0)
+                        if shown < job.partials and (shown + 1) / (job.partials + 1) <= progress < 1:
+                            yield Partial(seed, shown, preview, job.format, job.quality)
+                            shown += 1
+                path = host.saved(run)
+                left.remove(run)
+                yield Picture(seed, path, job.format, job.quality)
     finally:
         for run in left:
             host.cancel(run)

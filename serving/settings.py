@@ -1,4 +1,4 @@
-"""What the host's owner may change, by environment variables."""
+"""What the host's owner may change, by environment variables or in ComfyUI's dialog (nodes/host/settings.py)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Settings:
     images: int = 10  # of one request
     pixels: int = 4 * MEGA  # of one picture, in or out
     store: int = 2048 * MEGA  # bytes of request pictures that are kept in input/klein
+    seconds: int = 1800  # that a request may take, its time in the queue included
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
@@ -45,4 +46,5 @@ def settings(environment: Mapping[str, str]) -> Settings:
         count("KLEIN_MAX_IMAGES", Settings.images),
         count("KLEIN_MAX_MEGAPIXELS", Settings.pixels, MEGA),
         count("KLEIN_REQUESTS_MB", Settings.store, MEGA),
+        count("KLEIN_MAX_SECONDS", Settings.seconds),
     )

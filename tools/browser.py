@@ -22,6 +22,7 @@ def opened(comfy, width: int = 1800, height: int = 1000):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=provision.chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(120_000)  # on a busy machine the frontend takes its time
         page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
         page.goto(comfy.url)
         page.wait_for_function(READY, timeout=60000)
@@ -34,10 +35,32 @@ def load(page, name: str) -> None:
     """An example graph onto the canvas."""
     graph = json.loads((provision.ROOT / f"workflows/{name}.json").read_text())
     page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(400)
 
 
-def queue(page, change: str = "") -> None:
+def style(page, vue: bool) -> None:
+    """The frontend's Vue nodes, or its canvas."""
+    page.evaluate("vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+    page.wait_for_timeout(400)
+
+
+def template(page, name: str) -> None:
+    """An example graph as a user opens it."""
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.click(f"[data-testid=template-workflow-{name}]")
+    page.wait_for_function("name => app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)", arg=name)
+    page.wait_for_timeout(1200)
+
+
+def again(page) -> None:
+    """The page loaded anew."""
+    page.wait_for_timeout(600)  # the frontend keeps a changed graph after half a second
+    page.reload()
+    page.wait_for_function(READY, timeout=60000)
+    page.wait_for_timeout(2500)
+
+
+def queue(page, change: str = "", start: str = "app.queuePrompt(0)") -> None:
     """Queue the graph on the canvas, changed by a script, and wait until it has run."""
     page.evaluate(f"""() => {{
         {change}
@@ -46,7 +69,12 @@ def queue(page, change: str = "") -> None:
             app.api.addEventListener('execution_error', event => done(JSON.stringify(event.detail)));
         }});
     }}""")
-    page.evaluate("app.queuePrompt(0)")
+    page.evaluate(start)
     assert page.evaluate("window.result") == "success"
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(1500)
     assert not page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length")
+
+
+def run(page) -> None:
+    """The graph queued by the Run button, and ended."""
+    queue(page, start="[...document.querySelectorAll('button')].find(each => each.innerText.trim() === 'Run').click()")

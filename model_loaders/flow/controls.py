@@ -89,10 +89,14 @@ def add_masks(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
     return mask + bias
 
 
-def progress(sigma: Tensor, schedule: Tensor | None, controls: tuple[Control, ...]) -> float:
-    """i/n of the step that a model call at sigma (B,) belongs to, in a sampler's schedule of n + 1 falling sigmas; 0
-    where no control asks for it (it waits for the GPU)."""
-    if schedule is None or all(control.start <= 0 and control.end >= 1 for control in controls):
+def progress(sigma: Tensor, options: dict, controls: tuple[Control, ...]) -> float:
+    """i/n of the step that a model call at sigma (B,) belongs to, in a sampler's schedule of n + 1 falling sigmas, the
+    option `sample_sigmas`. 0 where no control asks for it: it waits for the GPU, and a compiled step would be compiled again
+    for another number of steps."""
+    if all(control.start <= 0 and control.end >= 1 for control in controls):
+        return 0.0
+    schedule = options.get("sample_sigmas")
+    if schedule is None:
         return 0.0
     begun = int((schedule[:-1].to(sigma) >= sigma.max() * (1 - 1e-6)).sum())
     return max(begun - 1, 0) / (len(schedule) - 1)

@@ -261,7 +261,7 @@ class Flow(nn.Module):
 
         tokens, *reference_tokens = [rearrange(latent, "b c h w -> b (h w) c") for latent in latents]
         ids, *reference_ids = image_ids(boxes, method, options.get("rope_options"), x.device)
-        now = progress(timestep, options.get("sample_sigmas"), controls)
+        now = progress(timestep, options, controls)
         if reference_kv is not None:
             options["klein_keys_values"] = reference_kv.at(controls, now)
         references = select(reference_tokens, reference_ids, controls, now)

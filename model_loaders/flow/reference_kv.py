@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -53,6 +54,31 @@ class ReferenceKV:
     @property
     def nbytes(self) -> int:
         return sum(x.nbytes for pair in self.blocks.values() for x, _ in pair)
+
+    def parts(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """All that it holds, as tensors by name: each block's, and where which reference's tokens lie."""
+        for (kind, index), pair in self.blocks.items():
+            tensors = {name: x for name, (x, _) in zip("kv", pair)}
+            yield f"{kind} {index}", tensors | {f"{name} scale": s for name, (_, s) in zip("kv", pair) if s is not None}
+        spans = [(number, span.start, span.stop) for number, span in self.spans.items()]
+        yield "spans", {"spans": torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)}
+
+    @classmethod
+    def of_parts(
+        cls, storage: Storage, blocks: Iterable[tuple[str, int]], part: Callable[[str], dict[str, Tensor] | None]
+    ) -> ReferenceKV | None:
+        """Of what `parts` gave, asked for by name; None where one is not there."""
+        kept, spans = cls([], storage), part("spans")
+        if spans is None:
+            return None
+        kept.spans = {number: slice(start, stop) for number, start, stop in spans["spans"].tolist()}
+        kept.tokens = max((span.stop for span in kept.spans.values()), default=0)
+        for kind, index in blocks if kept.spans else ():
+            tensors = part(f"{kind} {index}")
+            if tensors is None:
+                return None
+            kept.blocks[kind, index] = tuple((tensors[name], tensors.get(f"{name} scale")) for name in "kv")
+        return kept
 
     def record(self, k: Tensor, v: Tensor, mask, options: dict):
         """Keep a block's keys and values, and change nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from functools import partial
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -15,10 +16,11 @@ from comfy.patcher_extension import WrappersMP
 from ...errors import KleinError
 from ...model_loaders.flow.reference_kv import ReferenceKV, ReferenceSet, Storage
 from ...model_loaders.flow.work import kept_bytes
+from . import kept, store
 from .conditioning import controls_of
 from .flow import REFERENCE_CACHE, KleinModel
 
-MODES = ("off", "within_run", "across_runs")
+MODES = ("off", "within_run", "across_runs", "on_disk")
 DEVICES = ("gpu", "cpu")
 DTYPES = {"model": None, "float8_e4m3fn": torch.float8_e4m3fn}
 
@@ -35,19 +37,22 @@ def attach(patcher, mode: str, device: str, dtype: str):
     patcher.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE)
     if mode == "off":
         return patcher, "off: references are part of the sequence in every step"
-    cache = ReferenceCache(mode == "across_runs", device, DTYPES[dtype])
+    cache = ReferenceCache(mode, device, DTYPES[dtype])
     patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, REFERENCE_CACHE, cache.prepare)
     size = bytes_per_token(model, DTYPES[dtype])
     lines = [
         f"{mode}, on the {device}: {size / 2**20:.3g} MB a token of the references, "
         f"{4096 * size / 2**30:.3g} GB for one of 1024x1024"
     ]
+    if mode == "on_disk":
+        why = kept.hindrance(model)
+        lines.append(f"Warning: kept in memory only, as {why}" if why else f"on disk: {store.described()}")
     if model.klein_variant != "kv":
         lines.append(
             f"Warning: this model is {model.klein_variant}, and only the KV variant was trained for cached references: "
             f"images will differ from those without the cache."
         )
-        logging.warning(f"Klein reference cache: {lines[1].removeprefix('Warning: ')}")
+        logging.warning(f"Klein reference cache: {lines[-1].removeprefix('Warning: ')}")
     return patcher, "\n".join(lines)
 
 
@@ -63,11 +68,12 @@ def cache_of(patcher) -> ReferenceCache | None:
 
 
 class ReferenceCache:
-    """What one cache node keeps, as long as a MODEL it gave lives. across: what a run computed is there for the next.
-    dtype: None for the model's own."""
+    """What one cache node keeps, as long as a MODEL it gave lives. dtype: None for the model's own."""
 
-    def __init__(self, across: bool, device: str, dtype: torch.dtype | None):
-        self.across, self.device, self.dtype = across, device, dtype
+    def __init__(self, mode: str, device: str, dtype: torch.dtype | None):
+        self.across = mode in ("across_runs", "on_disk")  # what a run computed is there for the next
+        self.on_disk = mode == "on_disk"  # and for the next server
+        self.device, self.dtype = device, dtype
         self.last: Run | None = None
 
     def forget(self) -> int:
@@ -88,10 +94,9 @@ class ReferenceCache:
         model, options = patcher.model, model_options["transformer_options"]
         model.beside.add(self)  # here, as hosts build second models for copies of the patcher
         wanted = [_set_of(cond) for of_one in conds.values() for cond in of_one if cond.get("reference_latents")]
-        run = Run(
-            patcher, Storage(torch.device("cpu") if self.device == "cpu" else None, self.dtype), _weights(patcher, options)
-        )
         foreign = _foreign(patcher, options)
+        storage = Storage(torch.device("cpu") if self.device == "cpu" else None, self.dtype)
+        run = Run(patcher, storage, _weights(patcher, options), self.on_disk and not foreign)
         if self.across and foreign:
             logging.warning(f"Klein reference cache: kept within this run only, as the model has {foreign}.")
         last, self.last = self.last, None  # until all is loaded, nothing that this run needs is given back
@@ -100,21 +105,23 @@ class ReferenceCache:
         del last
         known = {key[2] for key in run.found}
         tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
+        model.beside.cached = True
         model.beside.wanted = tokens * bytes_per_token(model, self.dtype) if self.device == "gpu" else 0
         options[REFERENCE_CACHE] = run
         try:
             prepared = executor(patcher, noise_shape, conds, *args, model_options=model_options, **kwargs)
         finally:
-            model.beside.wanted = 0
+            model.beside.wanted, model.beside.cached = 0, False
         self.last = run if self.across and not foreign else None
         return prepared
 
 
 class Run:
-    """One sampling run: keys and values of its references by what they depend on."""
+    """One sampling run: keys and values of its references by what they depend on. on_disk: they are looked for there, and
+    written."""
 
-    def __init__(self, patcher, storage: Storage, weights: tuple):
-        self.patcher, self.storage, self.weights = weakref.ref(patcher), storage, weights
+    def __init__(self, patcher, storage: Storage, weights: tuple, on_disk: bool):
+        self.patcher, self.storage, self.weights, self.on_disk = weakref.ref(patcher), storage, weights, on_disk
         self.found: dict[tuple, ReferenceKV] = {}
         self.used: set[tuple] = set()
 
@@ -144,20 +151,34 @@ class Run:
             weakref.ref(flow), self.weights, references.key, rows, parts if rows > 1 else 1, method, rope, canvas,
             tuple(hook.hook_ref for hook in hooks), tuple(hook.strength for hook in hooks),
         )  # fmt: skip
-        found = self.found.get(key)
-        kept = found is not None
-        if not kept:
+        found, how = self.found.get(key), "kept from an earlier run"
+        if found is None:
             # Several GPUs call at once: only copies of the dict are gone through.
             for old in [old for old in list(self.found) if old[:-1] == key[:-1]]:  # of a hook's earlier strength
                 self.found.pop(old, None)
-            found = self.found[key] = flow.read_references(
-                [latent[:rows] for latent in latents], references.controls, self.storage, method, canvas, dict(rope)
-            )
+            latents = [latent[:rows] for latent in latents]
+            make = partial(flow.read_references, latents, references.controls, self.storage, method, canvas, dict(rope))
+            found, how = self._known(key, flow, latents[0], make) if self.on_disk else (make(), "computed")
+            self.found[key] = found
         if key not in self.used:
             self.used.add(key)
             size = f"{found.tokens} tokens, {found.nbytes / 2**20:.1f} MB"
-            logging.info(f"Klein reference cache: {size}, {'kept from an earlier run' if kept else 'computed'}")
+            logging.info(f"Klein reference cache: {size}, {how}")
         return found
+
+    def _known(self, key: tuple, flow, like: torch.Tensor, make) -> tuple[ReferenceKV, str]:
+        """What lies on disk under a key of `found`, made and written where there is nothing; and which of the two."""
+        (_, objects, wrappers), others, hooks = key[1], key[2:-2], key[-2]
+        foreign = objects or wrappers or hooks
+        name = None if foreign else kept.name_of(self.patcher(), self.storage, like, key=repr(others))
+        if name is None:
+            logging.warning("Klein reference cache: kept in memory only, as the model has patches that cannot be told again.")
+            return make(), "computed"
+        found = kept.load(name, self.storage, flow.sizes, like.device)
+        if found is not None:
+            return found, "read from disk"
+        kept.save(name, found := make())
+        return found, "computed"
 
 
 class Same:

@@ -21,8 +21,10 @@ from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
+from ...model_loaders.flow.work import Sequence, activation_bytes, cast_bytes
 from ...model_loaders.formats.identify import encoder_for
 from ...model_loaders.formats.table import FLOAT8, Codec
+from ...store.stamp import source
 from .compat import note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher
@@ -33,6 +35,8 @@ from .tiny import SIZES, colour_previews
 # Among the transformer's options: what gives keys and values of references, which then stay out of the sequence.
 REFERENCE_CACHE = "klein_reference_cache"
 VARIANTS = ("auto", "distilled", "base", "kv")
+TEXT = "klein_text"  # among the shapes of a conditioning that the host estimates memory by
+MARGIN = 1.1  # over what the tensors of a step need: allocators round up
 WEIGHT_DTYPES = {
     "default": None,
     "bf16": torch.bfloat16,
@@ -50,6 +54,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     file = read_flow(path)
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
     model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
+    model.source, model.weight_dtype = source(file.plan.checkpoint.files), weight_dtype
     model.klein_variant = (file.variant or variant_of(file.name)) if variant == "auto" else variant
     # A host that streams weights from the file would add patches to packed bytes.
     plain = disable_dynamic or bool(packed_layers(quantised))
@@ -175,8 +180,8 @@ def host_attention(q, k, v, mask=None, transformer_options={}):
 
 
 class KleinModel(comfy.model_base.Flux2):
-    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `beside` is what is
-    kept on the GPU beside its weights."""
+    """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `source` and `weight_dtype`
+    are what its weights were made from; `beside` is what is kept on the GPU beside them."""
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
@@ -203,8 +208,24 @@ class KleinModel(comfy.model_base.Flux2):
     def state_dict_for_saving(self, *args, **kwargs):
         return super().state_dict_for_saving(*args, **kwargs) | markers(self.diffusion_model, "model.diffusion_model.")
 
-    def memory_required(self, *args, **kwargs):
-        return super().memory_required(*args, **kwargs) + self.beside.wanted
+    def extra_conds_shapes(self, **kwargs):
+        text = kwargs.get("cross_attn")
+        return super().extra_conds_shapes(**kwargs) | ({} if text is None else {TEXT: [1, 1, text.shape[1]]})
+
+    def memory_required(self, input_shape, cond_shapes={}):
+        """Bytes that a step takes beside the weights, by what klein's own tensors need; where attention may hold a matrix of
+        all tokens by all tokens, the host's estimate for FLUX.2."""
+        manage = comfy.model_management
+        if not (manage.xformers_enabled() or manage.pytorch_attention_flash_attention()):
+            return super().memory_required(input_shape, cond_shapes) + self.beside.wanted
+        rows, _, height, width = input_shape
+        references, text = (max((shape[2] for shape in cond_shapes.get(name, ())), default=0) for name in ("ref_latents", TEXT))
+        sizes, dtype = self.diffusion_model.sizes, self.manual_cast_dtype or self.get_dtype()
+        passes = [Sequence(text, height * width, references)]
+        if self.beside.cached:
+            passes = [Sequence(text, height * width, kept=references), Sequence(0, 0, references)]
+        active = max(activation_bytes(sizes, each, dtype.itemsize, rows) for each in passes)
+        return MARGIN * (active + cast_bytes(sizes, dtype.itemsize)) + self.beside.wanted
 
 
 def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:

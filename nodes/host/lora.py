@@ -6,6 +6,7 @@ All LoRAs of ours on a weight are one patch, so that each is taken of the weight
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.lora
@@ -21,8 +22,24 @@ from .flow import KleinModel
 from .packed import dense_shape
 
 DENSE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+APPLIED = "klein_loras"  # among a MODEL's attachments
 FLOW = "diffusion_model."
 ENCODER = ".transformer.model."  # in the host's CLIP: <encoder>.transformer.model.layers.N
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A LoRA on a MODEL, and how many of its keys had a place there or in the encoder."""
+
+    name: str
+    strength: float
+    matched: int
+    keys: int
+
+
+def applied(model) -> tuple[Applied, ...]:
+    """The LoRAs that Klein LoRA Loader has put on a MODEL, in order."""
+    return model.get_attachment(APPLIED) or ()
 
 
 class KleinAdapter(WeightAdapterBase):
@@ -80,6 +97,7 @@ def attach(model, clip, path: Path, strength: float, clip_strength: float):
     if strength != 0:
         model = model.clone()
         late += _patch(model, flow, lora.deltas.get("flow", {}), strength)
+        model.set_attachments(APPLIED, (*applied(model), Applied(lora.name, strength, len(lora.matched), lora.keys)))
     if encoder is not None and clip_strength != 0:
         clip = clip.clone()
         late += _patch(clip.patcher, encoder, lora.deltas.get("encoder", {}), clip_strength)

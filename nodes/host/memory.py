@@ -12,10 +12,11 @@ from .compat import patcher_class
 
 
 class Beside:
-    """Of one model. wanted: bytes that the present run will take beside the host's estimate."""
+    """Of one model. wanted: bytes that the present run will take beside the estimate of a step; cached: its references are
+    not part of the sequence."""
 
     def __init__(self):
-        self.wanted = 0
+        self.wanted, self.cached = 0, False
         self._keepers = weakref.WeakSet()
         self._lock = threading.Lock()
 

@@ -18,6 +18,7 @@ from .cache import bytes_per_token, cache_of
 from .combine import references_of
 from .conditioning import controls_of, prompt_of
 from .flow import KleinModel, check_conditioning
+from .lora import KleinAdapter, applied
 from .sampling import CHANNELS, advice, fitted, latent_tokens, size_of
 from .store import described
 
@@ -63,6 +64,7 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
     prompt = prompt_of(positive[0][1]) if positive else None
     table = {
         "model": _model(model, klein),
+        "loras": UNKNOWN if model is None else _loras(model),
         "licence": LICENCES.get(FLOW_NAMES.get(sizes.hidden_size, ""), UNKNOWN) if sizes else UNKNOWN,
         "encoder": UNKNOWN
         if width is None
@@ -73,6 +75,12 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         "steps": f"{steps} at cfg {cfg:g}",
     }
     warnings = advice(model, steps, cfg, latent and latent["samples"]) if model is not None else []
+    if model is not None:
+        warnings += [
+            f"{each.keys - each.matched} of {each.keys} keys of {each.name} have no place: see Klein LoRA Loader's report"
+            for each in applied(model)
+            if each.matched < each.keys
+        ]
     if klein and image is not None:
         rows = len(latent["samples"]) * (2 if cfg > 1 else 1)
         sequences = [_sequence(model, text, image, parts, step / steps) for step in range(steps)]
@@ -101,6 +109,12 @@ def _model(model, klein) -> str:
     sizes = klein.diffusion_model.sizes
     name = FLOW_NAMES.get(sizes.hidden_size, f"of hidden size {sizes.hidden_size}")
     return f"klein {name}, {klein.klein_variant}, {sizes.depth} double and {sizes.depth_single_blocks} single blocks"
+
+
+def _loras(model) -> str:
+    ours = [f"{each.name} at {each.strength:g}, {each.matched} of {each.keys} keys" for each in applied(model)]
+    others = sum(any(not isinstance(patch[1], KleinAdapter) for patch in patches) for patches in model.patches.values())
+    return "; ".join(ours + [f"{others} weights patched by other nodes"] * bool(others)) or "none"
 
 
 def _parts(positive, references) -> list[Part]:

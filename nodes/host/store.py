@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from pathlib import Path
 
 import folder_paths
@@ -14,6 +13,7 @@ import torch
 from ...store.keys import digest
 from ...store.stamp import Source, stamp
 from ...store.store import Store
+from .settings import given
 
 PLACE, SIZE = "KLEIN_STORE", "KLEIN_STORE_GB"
 GIGABYTES = 4.0  # on disk: a prompt takes 13 MB for 9B
@@ -23,7 +23,7 @@ ARITHMETIC = 1  # one more whenever a change of this pack changes what an encode
 
 @functools.cache
 def store() -> Store:
-    place = os.environ.get(PLACE, "")
+    place = given().get(PLACE, "")
     if place.lower() == "off":
         return Store(None, 0, MEMORY)
     folder = Path(place) if place else Path(folder_paths.get_user_directory()) / "klein_store"
@@ -50,12 +50,12 @@ def key(kind: str, of: Source | None, device: torch.device, **parts: object) -> 
 
 
 def _gigabytes() -> float:
-    given = os.environ.get(SIZE, "")
+    text = given().get(SIZE, "")
     try:
-        found = float(given or GIGABYTES)
+        found = float(text or GIGABYTES)
         if 0 <= found < float("inf"):
             return found
     except ValueError:
         pass
-    logging.warning(f"{SIZE} is {given!r}, expected a number of gigabytes: {GIGABYTES:g} are taken.")
+    logging.warning(f"{SIZE} is {text!r}, expected a number of gigabytes: {GIGABYTES:g} are taken.")
     return GIGABYTES

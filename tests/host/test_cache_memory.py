@@ -1,8 +1,15 @@
-"""What the reference cache asks of the host's memory, and gives back to it."""
+"""What the flow model and the reference cache ask of the host's memory, and give back to it."""
 
+from functools import partial
+
+import pytest
 import torch
 
+from benchmarks.preflight import KLEIN_9B, Peak, hollow
 from fixtures.cache import check
+from klein.model_loaders.flow.model import Flow
+from klein.model_loaders.flow.work import cast_bytes
+from tools import inprocess
 
 
 def test_the_memory_it_will_take_is_asked_of_the_host(run, across):
@@ -113,3 +120,45 @@ def test_what_is_kept_can_be_given_back_while_a_run_adds_to_it(parts):
     cache.last = Last
     cache.forget()
     assert len(Last.found) == 4 and cache.last is None
+
+
+@pytest.mark.parametrize(
+    ("side", "references", "cached"), [(1024, 0, False), (1024, 1, False), (1024, 2, False), (1024, 2, True), (2048, 2, False)]
+)
+def test_the_host_is_told_what_a_step_of_9b_takes_and_at_most_25_percent_more(nine, monkeypatch, side, references, cached):
+    """Of shapes alone: the tensors of a step that live at once (bf16 arithmetic) and the largest matrix, cast from fp8, against
+    the estimate; an attention kernel that holds no matrix of all tokens by all tokens."""
+    import comfy.model_management
+
+    hosted, flow, cells = *nine, side // 16
+    empty = partial(torch.empty, dtype=torch.bfloat16, device="meta")
+    latents = [empty(1, 128, 64, 64) for _ in range(references)]
+    inputs = empty(1, 128, cells, cells), torch.empty(1, device="meta"), empty(1, 512, 12288)
+    kept, most = None, 0
+    if cached:
+        with Peak([*flow.parameters(), *latents]) as reading:
+            kept = flow.read_references(latents)
+        most = reading.most - kept.nbytes
+    before = [each for pair in kept.blocks.values() for each, _ in pair] if kept else []
+    with Peak([*flow.parameters(), *inputs, *latents, *before]) as step:
+        flow(*inputs, ref_latents=latents, reference_kv=kept)
+    needed = max(most, step.most) + cast_bytes(KLEIN_9B, 2)
+    conditions = [hosted.extra_conds_shapes(cross_attn=inputs[2], reference_latents=latents or None)]
+    shapes = {name: [shapes[name] for shapes in conditions] for name in conditions[0]}
+    monkeypatch.setattr(comfy.model_management, "pytorch_attention_flash_attention", lambda: True)
+    monkeypatch.setattr(hosted.beside, "cached", cached)
+    estimate = hosted.memory_required([1, 128, cells, cells], shapes)
+    assert needed <= estimate <= 1.25 * needed, (needed, estimate)
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    """9B as the host has it, in fp8 (of a file that is a hole), and its transformer on no device."""
+
+    def fused(q, k, v, mask=None, transformer_options=None):
+        return q.new_empty(len(q), q.shape[2], q.shape[1] * q.shape[3])
+
+    path = hollow(tmp_path_factory.mktemp("nine") / "flux-2-klein-9b.safetensors", KLEIN_9B)
+    hosted = inprocess.import_adapter("flow").load_model(path).model
+    hosted.manual_cast_dtype = torch.bfloat16
+    return hosted, Flow(KLEIN_9B, dtype=torch.bfloat16, device="meta", attention=fused).requires_grad_(False)

@@ -13,7 +13,7 @@ from PIL import Image
 from klein.pictures.colour import delta_e
 from tools.train import world
 from tools.train.judge import judge
-from tools.train.studio import ENCODER, FLOW, VAE, Job, paint
+from tools.train.studio import ENCODER, FLOW, VAE, paint
 from workflows.graph import Graph, out
 
 COUNT = 20
@@ -161,7 +161,7 @@ def test_outpaint_continues_the_ground_and_keeps_the_picture(comfy, count):
     ]  # fmt: skip
     images = [image for image, _ in run(comfy, edits)]
     assert share(images, scenes) >= 0.9
-    renders = paint(comfy, [Job(prompt, (), scene) for prompt, scene in zip(prompts, scenes)])
+    renders = paint(comfy, [world.Task(prompt, (), scene, "text", 0) for prompt, scene in zip(prompts, scenes)])
     ours, pasted = [], []
     for image, other, scene in zip(images, renders, scenes):
         whole = other.copy()

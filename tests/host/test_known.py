@@ -1,4 +1,5 @@
-"""What one server computed the next one knows: prompts without the encoder, references without the VAE's encoder. The
+"""What one server computed the next one knows: prompts without the encoder, references without the VAE's encoder, their keys
+and values without a pass of the flow model. The
 weights on disk are overwritten by NaN in between, so that whoever read them would show."""
 
 import os
@@ -43,7 +44,8 @@ def latents(server, prompt=PROMPT, picture="cat.png") -> tuple[torch.Tensor, tor
     graph.prompt["text"] = prompt
     image, vae = graph.new("LoadImage", image=picture), graph.new("KleinVAELoader", **graph.vae)
     number, _ = graph.new("KleinMultiReference", positive=graph.positive, vae=vae, image_1=image, width=128, height=96)
-    graph.sampler.update(positive=[number, 0], latent_image=[number, 2])
+    cached, _ = graph.new("KleinReferenceCache", model=graph.model, mode="on_disk", device="gpu", dtype="model")
+    graph.sampler.update(model=[cached, 0], positive=[number, 0], latent_image=[number, 2])
     edit, _ = graph.new("KleinEdit", positive=graph.positive, vae=vae, image=image)
     show, _ = graph.new("PreviewAny", source=[graph.positive[0], 1])
     saves = [graph.new("SaveLatent", samples=link, filename_prefix="known")[0] for link in (graph.sampled, [edit, 2])]
@@ -74,11 +76,12 @@ def test_a_fresh_server_with_a_warm_store_reads_neither_encoder_and_gives_the_sa
     cold = Server(base).start()
     try:
         want = latents(cold)
-        assert "Klein encoder" in cold.log.read_text() and len(want[2]) == 1
+        log = cold.log.read_text()
+        assert "Klein encoder" in log and "tokens, 0.1 MB, computed" in log and len(want[2]) == 1
     finally:
         cold.stop()
     assert {entry.what for entry in Store(base / "user/klein_store", SIZE, 0).entries()} >= {
-        f"text by {ENCODER}: {PROMPT}", "a picture of 96x64, encoded"
+        f"text by {ENCODER}: {PROMPT}", "a picture of 96x64, encoded", "keys and values of references, double 0"
     }  # fmt: skip
     for path in paths:
         before = source([path])
@@ -91,6 +94,7 @@ def test_a_fresh_server_with_a_warm_store_reads_neither_encoder_and_gives_the_sa
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
         assert got[2] == [want[2][0], "known from before: the encoder was not needed"]
         log = warm.log.read_text()
+        assert "tokens, 0.1 MB, read from disk" in log
         assert "Klein encoder" not in log and "Requested to load HostedEncoder" not in log
         assert latents(warm, "a dog")[0].isnan().all()  # what is not known is encoded, and NaN would have shown
         assert latents(warm, picture="dog.png")[1].isnan().all()

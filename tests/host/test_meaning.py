@@ -15,13 +15,13 @@ from PIL import Image
 from tools.train import world
 from tools.train.judge import look
 from tools.train.parts import ROOT
-from tools.train.studio import FLOW, Job, asked, paint, text_jobs, verdicts
+from tools.train.studio import FLOW, paint, verdicts
 
 BOUND, CHANCE, COUNT = 0.7, 0.2, 20
 
 
-def right(images, jobs) -> float:
-    return np.mean([verdict.all for verdict in verdicts(images, jobs)])
+def right(images, tasks) -> float:
+    return np.mean([verdict.all for verdict in verdicts(images, tasks)])
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def count(request) -> int:
 
 @pytest.fixture(scope="module")
 def text(count):
-    return text_jobs(random.Random(31), count)
+    rng = random.Random(31)
+    return [world.unseen_text(rng) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +61,16 @@ def test_another_seed_paints_another_picture_of_the_same(comfy, text, painted):
 @pytest.mark.parametrize("cache", ["off", "within_run", pytest.param("across_runs", marks=pytest.mark.long)])
 def test_two_references_and_their_order_are_followed(comfy, two, cache):
     """Swapped pictures under the same prompt ask for something else; the old answer is then wrong."""
-    assert right(paint(comfy, asked(two), cache=cache), asked(two)) > BOUND
-    swapped = asked(map(world.swapped, two))
+    assert right(paint(comfy, two, cache=cache), two) > BOUND
+    swapped = list(map(world.swapped, two))
     images = paint(comfy, swapped, cache=cache)
     assert right(images, swapped) > BOUND
-    assert right(images, asked(two)) < CHANCE
+    assert right(images, two) < CHANCE
 
 
 def test_kept_references_paint_the_same_across_runs_and_not_what_plain_ones_do(comfy, two):
     """The modes above are not one and the same: kept references do not see the prompt."""
-    plain, within, across = (paint(comfy, asked(two[:4]), cache=cache) for cache in ("off", "within_run", "across_runs"))
+    plain, within, across = (paint(comfy, two[:4], cache=cache) for cache in ("off", "within_run", "across_runs"))
     assert np.array_equal(within, across)
     assert not any(np.array_equal(a, b) for a, b in zip(plain, within))
 
@@ -77,10 +78,10 @@ def test_kept_references_paint_the_same_across_runs_and_not_what_plain_ones_do(c
 @pytest.mark.parametrize("cache", ["off", "within_run"])
 def test_one_reference_is_followed(comfy, count, cache):
     rng = random.Random(33)
-    jobs = asked([world.unseen_task(rng, 1) for _ in range(count)])
-    images = paint(comfy, jobs, cache=cache)
-    assert right(images, jobs) > BOUND
-    assert right(images[1:] + images[:1], jobs) < CHANCE
+    tasks = [world.unseen_task(rng, 1) for _ in range(count)]
+    images = paint(comfy, tasks, cache=cache)
+    assert right(images, tasks) > BOUND
+    assert right(images[1:] + images[:1], tasks) < CHANCE
 
 
 @pytest.mark.parametrize("cache", ["off", "within_run"])
@@ -88,11 +89,11 @@ def test_a_mask_that_hides_one_or_the_other_of_two_things_decides_which_appears(
     """The same prompt and picture with the one half kept and with the other."""
     rng = random.Random(34)
     one = [world.unseen_masked_task(rng) for _ in range(count)]
-    other = asked(map(world.other_half, one))
-    assert right(paint(comfy, asked(one), cache=cache), asked(one)) > BOUND
+    other = list(map(world.other_half, one))
+    assert right(paint(comfy, one, cache=cache), one) > BOUND
     images = paint(comfy, other, cache=cache)
     assert right(images, other) > BOUND
-    assert right(images, asked(one)) < CHANCE
+    assert right(images, one) < CHANCE
 
 
 @pytest.mark.parametrize("cache", ["off", "within_run"])
@@ -102,8 +103,9 @@ def test_the_influence_of_a_reference_rises_with_its_strength(comfy, count, cach
     shown = [world.unseen_scene(rng, 1) for _ in range(count)]
     prompts = [f"a {rng.choice(world.SHAPES)}" for _ in shown]
     for strength in (0.0, 0.5, 1.0, 4.0):
-        jobs = [Job(prompt, (scene,), scene, strengths=(strength,)) for prompt, scene in zip(prompts, shown)]
-        influence.append(np.mean([taken(image, scene) for image, scene in zip(paint(comfy, jobs, cache=cache), shown)]))
+        tasks = [world.Task(prompt, (scene,), scene, "text", 1) for prompt, scene in zip(prompts, shown)]
+        images = paint(comfy, tasks, cache=cache, strength=strength)
+        influence.append(np.mean([taken(image, scene) for image, scene in zip(images, shown)]))
     assert all(np.diff(influence) > 0) and influence[0] < 0.3 < 0.7 < influence[-1], influence
 
 

@@ -96,6 +96,28 @@ def test_references_count_where_they_are_there(graph, combined, pictures, prefli
     assert lines["work"].endswith(f"{2 * (step(728) + step(768)) / 1e12:.3g} TFLOP in 4 steps")
 
 
+def test_loras_are_named_with_their_coverage(graph, comfy, preflight):
+    """Two weights that klein has and one that it has not; then core's loader, which says nothing."""
+    generator, weights = torch.Generator().manual_seed(3), {}
+    for layer, rows in (
+        ("double_blocks.0.img_attn.qkv", 768),
+        ("single_blocks.0.linear2", 256),
+        ("double_blocks.0.img_attn.other", 768),
+    ):
+        columns = 256 if rows == 768 else 1024
+        for name, shape in (("A", (4, columns)), ("B", (rows, 4))):
+            weights[f"diffusion_model.{layer}.lora_{name}.weight"] = torch.randn(*shape, generator=generator) / 8
+    name = small.save(weights, comfy.base / "models/loras/preflight.safetensors").name
+    comfy.get("/object_info")
+    ours = graph.new("KleinLoraLoader", model=graph.model, lora_name=name, strength=0.5)
+    lines = preflight.all(model=ours)
+    assert f"loras: {name} at 0.5, 4 of 6 keys" in lines
+    assert warnings(lines) == [f"2 of 6 keys of {name} have no place: see Klein LoRA Loader's report"]
+    both = graph.new("LoraLoaderModelOnly", model=ours, lora_name=name, strength_model=1.0)
+    assert f"loras: {name} at 0.5, 4 of 6 keys; 2 weights patched by other nodes" in preflight.all(model=both)
+    assert "loras: none" in preflight.all()
+
+
 def test_kept_keys_are_counted(graph, combined, pictures, preflight):
     """24 tokens in 3 blocks of 256, two float32 each."""
     number = combined(image_1=pictures[0])

@@ -153,6 +153,24 @@ def test_pythons_openai_paints_edits_streams_and_lists(serving, python):
     assert judge(pixels(edited.data[0].b64_json), one("circle", "red", "yellow")).all
 
 
+def test_pythons_openai_is_shown_pictures_on_their_way_where_the_host_makes_previews(comfy):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{comfy.url}/v1", api_key="none", max_retries=0)
+    asked = dict(model="klein-tiny", prompt=PROMPT, n=2, stream=True, extra_body={"seed": 11})
+    files = [("one.png", BytesIO(shown(FIRST)))]
+    for kind, events in (
+        ("image_generation", list(client.images.generate(**asked, partial_images=3, output_format="webp"))),
+        ("image_edit", list(client.images.edit(**asked, partial_images=1, image=files))),
+    ):
+        count = 3 if kind == "image_generation" else 1
+        partial, whole = f"{kind}.partial_image", f"{kind}.completed"
+        assert [each.type for each in events] == ([partial] * count + [whole]) * 2
+        assert [each.seed for each in events] == [11] * (count + 1) + [12] * (count + 1)
+        assert [each.partial_image_index for each in events[:count]] == list(range(count))
+        images = [pixels(each.b64_json) for each in events]
+        assert all(not np.array_equal(one, two) for one, two in zip(images[:count], images[1:count]))
+
+
 def test_pythons_openai_shows_the_sentence_of_an_error(python):
     import openai
 

@@ -119,17 +119,17 @@ def test_strength_and_a_mask_of_the_host_add_up(flow, given):
 def test_the_window_counts_steps_of_the_samplers_schedule():
     schedule = sigmas(4, 4096)
     window = (Control(start=0.5),)
-    assert [progress(schedule[i : i + 1], schedule, window) for i in range(4)] == [0, 0.25, 0.5, 0.75]
+    assert [progress(schedule[i : i + 1], {"sample_sigmas": schedule}, window) for i in range(4)] == [0, 0.25, 0.5, 0.75]
     between = schedule[1:2] * 0.5 + schedule[2:3] * 0.5  # a second call of the model within step 1
-    assert progress(between, schedule, window) == 0.25
-    assert progress(schedule[3:4], schedule, (Control(),)) == 0.0
+    assert progress(between, {"sample_sigmas": schedule}, window) == 0.25
+    assert progress(schedule[3:4], {"sample_sigmas": schedule}, (Control(),)) == 0.0
 
 
 def test_a_sigma_that_the_host_rounded_still_belongs_to_its_step():
     schedule = sigmas(4, 1024)
     for i in range(4):
         for factor in (1 - 3e-7, 1 + 3e-7):
-            assert progress(schedule[i : i + 1] * factor, schedule, (Control(end=0.5),)) == i / 4
+            assert progress(schedule[i : i + 1] * factor, {"sample_sigmas": schedule}, (Control(end=0.5),)) == i / 4
 
 
 @pytest.mark.parametrize("shape", [(1, 115), (2, 115, 115), (1, 1, 1, 115)])

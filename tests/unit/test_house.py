@@ -27,7 +27,15 @@ ROOMS = {
     | HOST,
     "nodes": {"klein.nodes", "klein.pictures", "klein.samplers", "klein.errors", "comfy_api"},
     "serving/host.py": {"klein.serving", "klein.workflows.graph", "execution", "folder_paths", "nodes", "server"},
-    "serving": {"klein.serving", "klein.workflows.graph", "klein.nodes.host.files", "klein.errors", "aiohttp", "PIL"},
+    "serving": {
+        "klein.serving",
+        "klein.workflows.graph",
+        "klein.nodes.host.files",
+        "klein.nodes.host.settings",
+        "klein.errors",
+        "aiohttp",
+        "PIL",
+    },
     "errors.py": set(),
     "__init__.py": {"klein.nodes", "klein.serving", "comfy_api"},
 }

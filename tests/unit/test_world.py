@@ -13,8 +13,9 @@ from tools.train.judge import CONTRAST, judge, look
 
 def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():
     rng = random.Random(0)
-    scenes = [world.scene(rng) for _ in range(500)]
-    wrong = [scene for scene in scenes if not judge(world.render(scene), scene).all]
+    drawn = [(world.scene(rng), world.any_size(rng)) for _ in range(500)]
+    drawn += [(edit.result, edit.size) for edit in (world.training_edit(rng) for _ in range(100))]
+    wrong = [(scene, size) for scene, size in drawn if not judge(world.render(scene, size), scene).all]
     assert len(wrong) < 5, wrong
 
 
@@ -56,22 +57,26 @@ def test_training_shows_no_held_out_combination_and_the_unseen_all_have_one():
         task = world.training_task(rng)
         assert all(map(world.trainable, (task.result, *task.references)))
         assert world.trainable_task(world.draw(world.masked_task, world.trainable_task, rng))
+        edit = world.training_edit(rng)
+        assert all(map(world.trainable, (edit.result, *edit.references)))
     for _ in range(300):
         assert not world.trainable(world.unseen_scene(rng))
         for task in (world.unseen_task(rng, 1), two := world.unseen_task(rng, 2), world.swapped(two)):
             assert not world.trainable(task.result)
         for task in (masked := world.unseen_masked_task(rng), world.other_half(masked)):
             assert not world.trainable(task.result)
+        assert not any(world.trainable(world.unseen_edit(rng, kind).result) for kind in world.EDITS)
 
 
 def test_what_the_flow_is_trained_on_shows_no_held_out_combination():
-    """The very scenes and tasks of training/data.py, references and results."""
-    scenes, tasks, prompts = data.drawn()
-    shown = [*scenes, *(task.result for task in tasks), *(scene for task in tasks for scene in task.references)]
+    """The very tasks of tools/train/data.py, references and results."""
+    tasks = data.drawn()
+    shown = [scene for task in tasks for scene in (task.result, *task.references)]
     assert len(shown) > 20000 and all(map(world.trainable, shown))
+    assert set(map(data.kind, tasks)) == set(data.SHARES)
     rng = random.Random(9)
     new = [world.caption(world.unseen_scene(rng), rng) for _ in range(500)]
-    assert not set(new) & set(prompts)
+    assert not set(new) & {task.prompt for task in tasks}
 
 
 def combinations(prompt: str) -> list[tuple[str, str, str]]:
@@ -85,7 +90,7 @@ def combinations(prompt: str) -> list[tuple[str, str, str]]:
 def test_no_prompt_that_anything_is_trained_on_says_a_held_out_combination():
     """Of the flow, the encoder and the tokenizer, read back from the words."""
     rng = random.Random(10)
-    prompts = [*data.drawn()[2], *text.corpus(), *(text.a_prompt(rng)[0] for _ in range(3000))]
+    prompts = [*(task.prompt for task in data.drawn()), *text.corpus(), *(text.a_prompt(rng)[0] for _ in range(3000))]
     named = [names for prompt in prompts for names in combinations(prompt)]
     assert len(named) > 25000 and not any(world.held_out(*names) for names in named)
     for _ in range(300):
@@ -135,6 +140,39 @@ def test_a_masked_task_shows_the_one_thing_in_the_half_that_is_kept():
         (source,) = [one for one, there in zip(shown.things, inside) if there]
         assert (thing.shape, thing.x, thing.y) == (source.shape, source.x, source.y)
         assert judge(world.render(task.result), task.result).all
+
+
+def test_a_picture_without_a_thing_shows_the_others_and_its_prompt_names_the_one_that_went():
+    rng = random.Random(11)
+    for _ in range(200):
+        task = world.without_task(rng)
+        (gone,) = set(task.references[0].things) - set(task.result.things)
+        assert gone.shape in task.prompt and task.result.ground == task.references[0].ground
+        assert not any(f"{left.colour} {left.shape}" in task.prompt for left in task.result.things)
+        if gone.colour not in task.prompt.split():
+            assert gone.shape not in [left.shape for left in task.result.things]
+        assert judge(task.pictures()[0], task.result).all
+        assert not judge(task.pictures()[1], task.result).all
+
+
+def test_a_repainted_picture_is_its_reference_but_for_one_thing():
+    rng = random.Random(12)
+    for _ in range(200):
+        task = world.repaint_task(rng)
+        (reference,) = task.references
+        assert len(set(task.result.things) - set(reference.things)) <= 1
+        assert len(set(reference.things) - set(task.result.things)) <= 1
+        assert (reference.ground, reference.place) == (task.result.ground, task.result.place)
+
+
+def test_what_is_to_be_continued_is_a_part_of_the_picture():
+    rng = random.Random(13)
+    for _ in range(100):
+        task = world.outpaint_task(rng)
+        whole, part = task.pictures()
+        top, left, rows, columns = task.cut
+        assert whole.shape[:2] == task.size and part.shape[:2] == (rows, columns) != task.size
+        assert np.array_equal(whole[top : top + rows, left : left + columns], part)
 
 
 def test_swapping_the_references_or_the_mask_swaps_what_is_wanted():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,11 +19,12 @@ from klein.model_loaders.qwen3.prompt import LENGTH, PAD, tokenize
 from . import text, vae, world
 from .parts import SEED, WORK, made_from
 
-SCENES, TASKS, MASKED = 8000, 6000, 1200
+SCENES, TASKS, MASKED, EDITS = 6000, 6000, 1000, 3500
 CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
-SIZES = {"text": 96, "one": 72, "two": 56, "masked": 72}  # of batches: about the same cost
-SHARES = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}
+BATCH = 2200  # tokens of text and pictures
+FIRST = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}  # while pictures are small
+SHARES = {"text": 0.38, "one": 0.12, "two": 0.24, "masked": 0.06, "without": 0.08, "repaint": 0.08, "outpaint": 0.04}
 
 
 class Text(NamedTuple):
@@ -33,7 +36,7 @@ class Text(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Text, latents (B, 128, 4, 4) of what it asks for, and references, each like those, with their controls."""
+    """Text, latents (B, 128, H/16, W/16) of what it asks for, and references, each like those, with their controls."""
 
     text: Text
     target: Tensor
@@ -56,39 +59,49 @@ class Reader:
 
 
 class Data:
-    """Scenes and tasks, made from the seed; their latents and features are computed once and kept in out/training/."""
+    """Tasks, made from the seed; their latents and features are computed once and kept in out/training/. A batch is of one
+    group: the same kind, size, and cut or mask."""
 
     def __init__(self):
-        scenes, tasks, prompts = drawn()
+        tasks = drawn()
         path, made_by = (
             WORK / "data.safetensors",
-            {"models": made_from("encoder", "vae"), "drawn": _digest(scenes, tasks, prompts)},
+            {"models": made_from("encoder", "vae"), "drawn": hashlib.sha256(repr(tasks).encode()).hexdigest()},
         )
-        if not path.exists() or safe_open(path, "pt").metadata() != made_by:
-            pictures = [*scenes, *(s for task in tasks for s in (task.result, task.references[0], task.references[-1]))]
-            save_file({"latents": _latents(pictures), **_features(prompts)}, path, made_by)
-        kept = load_file(path)
-        self.real, self.lengths, self.pads, self.pad_positions = (
-            kept[name] for name in ("real", "lengths", "pads", "pad_positions")
-        )
-        self.of_scenes, self.of_tasks = kept["latents"][:SCENES], kept["latents"][SCENES:].unflatten(0, (-1, 3))
-        self.groups = {}
+        self.groups: dict[str, dict[str, list[int]]] = {kind: {} for kind in SHARES}
         for i, task in enumerate(tasks):
-            self.groups.setdefault(task.keep or ("one", "two")[len(task.references) - 1], []).append(i)
+            self.groups[kind(task)].setdefault(f"{kind(task)} {task.size} {task.cut or task.keep}", []).append(i)
+        if not path.exists() or safe_open(path, "pt").metadata() != made_by:
+            save_file(self._latents(tasks) | _features([task.prompt for task in tasks]), path, made_by)
+        self.kept, self.keep = load_file(path), {i: task.keep for i, task in enumerate(tasks)}
+        self.real, self.lengths, self.pads, self.pad_positions = (
+            self.kept.pop(name) for name in ("real", "lengths", "pads", "pad_positions")
+        )
 
-    def batch(self, rng: random.Random, generator: torch.Generator, whole: bool) -> Batch:
-        """whole: with all tokens of each prompt, not some that stand for all."""
-        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
-        if kind == "text":
-            chosen = rng.sample(range(SCENES), SIZES[kind])
-            prompts = [CAPTIONS * i + rng.randrange(CAPTIONS) for i in chosen]
-            return Batch(self.text(prompts, generator, whole), self.of_scenes[chosen], [])
-        group = rng.choice(list(world.SIDES)) if kind == "masked" else kind
-        chosen = rng.sample(self.groups[group], SIZES[kind])
-        result, *references = self.of_tasks[chosen].unbind(1)
-        controls = (Control(keep=world.kept_tokens(group)),) if kind == "masked" else ()
-        found = self.text([CAPTIONS * SCENES + i for i in chosen], generator, whole)
-        return Batch(found, result, references[: 2 if kind == "two" else 1], controls)
+    def batch(self, rng: random.Random, generator: torch.Generator, small: bool, whole: bool) -> Batch:
+        """small: of the FIRST kinds, 64x64; whole: with all tokens of each prompt, not some that stand for all."""
+        shares = FIRST if small else SHARES
+        groups = self.groups[rng.choices(list(shares), list(shares.values()))[0]]
+        if small:
+            groups = {name: members for name, members in groups.items() if str((world.SIZE, world.SIZE)) in name}
+        name = rng.choices(list(groups), [len(members) for members in groups.values()])[0]
+        pictures = [self.kept[f"{name} {i}"] for i in range(3) if f"{name} {i}" in self.kept]
+        tokens = REAL + self.pads.shape[1] + sum(latents[0, 0].numel() for latents in pictures)
+        chosen = [rng.randrange(len(groups[name])) for _ in range(BATCH // tokens)]
+        target, *references = (latents[chosen] for latents in pictures)
+        keep = self.keep[groups[name][0]]
+        controls = (Control(keep=world.kept_tokens(keep)),) if keep else ()
+        found = self.text([groups[name][i] for i in chosen], generator, whole)
+        return Batch(found, target, references, controls)
+
+    def _latents(self, tasks: list[world.Task]) -> dict[str, Tensor]:
+        """Of each group, its pictures' latents: the results (N, 128, H/16, W/16), then each reference's."""
+        autoencoder, found = vae.finish(), {}
+        for groups in self.groups.values():
+            for name, members in groups.items():
+                columns = zip(*(tasks[i].pictures() for i in members))
+                found |= {f"{name} {i}": _encode(autoencoder, pictures) for i, pictures in enumerate(columns)}
+        return found
 
     def text(self, prompts: list[int], generator: torch.Generator, whole: bool) -> Text:
         """Each prompt's tokens, or REAL of them spread over it, and a sample of the padding after them."""
@@ -106,14 +119,20 @@ class Data:
         return Text(torch.cat([real, pads], dim=1), positions, torch.cat([counts, standing], dim=1))
 
 
-def drawn() -> tuple[list[world.Scene], list[world.Task], list[str]]:
-    """The scenes, the tasks, and the prompts: CAPTIONS of each scene, then one of each task."""
+def drawn() -> list[world.Task]:
+    """All tasks; first the scenes, CAPTIONS of each, as tasks without references."""
     rng = random.Random(100 + SEED)
-    scenes = [world.training_scene(rng) for _ in range(SCENES)]
-    tasks = [world.training_task(rng) for _ in range(TASKS)]
+    scenes = [(world.training_scene(rng), world.any_size(rng)) for _ in range(SCENES)]
+    tasks = [replace(world.captioned(scene, rng), size=size) for scene, size in scenes for _ in range(CAPTIONS)]
+    tasks += [replace(world.training_task(rng), size=world.any_size(rng)) for _ in range(TASKS)]
     tasks += [world.draw(world.masked_task, world.trainable_task, rng) for _ in range(MASKED)]
-    prompts = [world.caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
-    return scenes, tasks, [*prompts, *(task.prompt for task in tasks)]
+    edits = [world.training_edit(rng) for _ in range(EDITS)]
+    return tasks + [task if task.cut else replace(task, size=world.any_size(rng)) for task in edits]
+
+
+def kind(task: world.Task) -> str:
+    """Of SHARES."""
+    return task.kind if task.kind in SHARES else "masked" if task.keep else ("one", "two")[len(task.references) - 1]
 
 
 def prepare(minutes: float) -> bool:
@@ -122,16 +141,13 @@ def prepare(minutes: float) -> bool:
     return True
 
 
-def _digest(*drawn: list) -> str:
-    return hashlib.sha256(repr(drawn).encode()).hexdigest()
-
-
-def _latents(pictures: list[world.Scene]) -> Tensor:
-    autoencoder, different = vae.finish(), list(dict.fromkeys(pictures))
-    with torch.no_grad():
-        parts = [vae.encode(autoencoder, vae.pictures(different[i : i + 16])) for i in range(0, len(different), 16)]
-    places = {scene: i for i, scene in enumerate(different)}
-    return torch.cat(parts)[[places[scene] for scene in pictures]].contiguous()
+@torch.no_grad()
+def _encode(autoencoder, pictures: list[np.ndarray]) -> Tensor:
+    """(N, 128, H/16, W/16); what is drawn twice, for two captions, is encoded once."""
+    different = list({picture.tobytes(): picture for picture in pictures}.values())
+    parts = [vae.encode(autoencoder, vae.tensor(different[i : i + 16])) for i in range(0, len(different), 16)]
+    places = {picture.tobytes(): i for i, picture in enumerate(different)}
+    return torch.cat(parts)[[places[picture.tobytes()] for picture in pictures]].contiguous()
 
 
 def _features(prompts: list[str]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """python3 dev.py train evaluate : the figures of the model card and the contact sheet, over HTTP in a real ComfyUI.
 
-Held-out prompts and tasks, 64x64, all 512 text positions. Each share has its 95 % interval (Wilson).
+Held-out prompts and tasks, 64x64 unless said, all 512 text positions. Each share has its 95 % interval (Wilson).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import world
 from .export import TINY
 from .flow import SIZES
 from .parts import WORK
-from .studio import Job, asked, paint, text_jobs, verdicts
+from .studio import paint, verdicts
 
 RANDOM = "klein-random.safetensors"
 COUNT = 200
@@ -48,19 +48,19 @@ def shares(found: list) -> dict[str, str | int]:
 
 def figures(comfy) -> dict:
     rng, found = random.Random(SEED), {}
-    text = text_jobs(rng, COUNT)
+    text = [world.unseen_text(rng) for _ in range(COUNT)]
     one = [world.unseen_task(rng, 1) for _ in range(COUNT)]
     two = [world.unseen_task(rng, 2) for _ in range(COUNT)]
     masked = [world.unseen_masked_task(rng) for _ in range(COUNT // 2)]
     swapped, other_half = list(map(world.swapped, two[: COUNT // 2])), list(map(world.other_half, masked))
 
-    def judged(name: str, images: list, jobs: list[Job]) -> None:
-        found[name] = shares(verdicts(images, jobs))
+    def judged(name: str, images: list, tasks: list[world.Task]) -> None:
+        found[name] = shares(verdicts(images, tasks))
         print(name, found[name], flush=True)
 
-    def measure(name: str, jobs: list[Job], **settings) -> list:
-        images = paint(comfy, jobs, **settings)
-        judged(name, images, jobs)
+    def measure(name: str, tasks: list[world.Task], **settings) -> list:
+        images = paint(comfy, tasks, **settings)
+        judged(name, images, tasks)
         return images
 
     images = measure("text, 4 steps", text)
@@ -69,41 +69,50 @@ def figures(comfy) -> dict:
     for steps in (1, 2, 8):
         measure(f"text, {steps} steps", text[: COUNT // 2], steps=steps)
     for mode, cache in (("plain", "off"), ("cached", "within_run")):
-        images = measure(f"one reference, 4 steps, {mode}", asked(one), cache=cache)
-        judged(f"floor: one reference, each picture of the task before, {mode}", images[-1:] + images[:-1], asked(one))
-        images = measure(f"two references, 4 steps, {mode}", asked(two), cache=cache)
-        judged(f"floor: two references, each picture of the task before, {mode}", images[-1:] + images[:-1], asked(two))
-        measure(f"two references, 4 steps, {mode}, another seed", asked(two), cache=cache, seed=77)
-        images = measure(f"two references swapped, 4 steps, {mode}", asked(swapped), cache=cache)
-        judged(f"floor: two references swapped, judged as if they were not, {mode}", images, asked(two[: COUNT // 2]))
-        measure(f"one thing of two, by a mask, 4 steps, {mode}", asked(masked), cache=cache)
-        measure(f"the other thing, by the other mask, 4 steps, {mode}", asked(other_half), cache=cache)
+        images = measure(f"one reference, 4 steps, {mode}", one, cache=cache)
+        judged(f"floor: one reference, each picture of the task before, {mode}", images[-1:] + images[:-1], one)
+        images = measure(f"two references, 4 steps, {mode}", two, cache=cache)
+        judged(f"floor: two references, each picture of the task before, {mode}", images[-1:] + images[:-1], two)
+        measure(f"two references, 4 steps, {mode}, another seed", two, cache=cache, seed=77)
+        images = measure(f"two references swapped, 4 steps, {mode}", swapped, cache=cache)
+        judged(f"floor: two references swapped, judged as if they were not, {mode}", images, two[: COUNT // 2])
+        measure(f"one thing of two, by a mask, 4 steps, {mode}", masked, cache=cache)
+        measure(f"the other thing, by the other mask, 4 steps, {mode}", other_half, cache=cache)
         for steps in (1, 2, 8):
-            measure(f"two references, {steps} steps, {mode}", asked(two[: COUNT // 4]), steps=steps, cache=cache)
+            measure(f"two references, {steps} steps, {mode}", two[: COUNT // 4], steps=steps, cache=cache)
     measure("floor: text, random flow", text[: COUNT // 4], flow=RANDOM)
-    measure("floor: two references, random flow", asked(two[: COUNT // 4]), flow=RANDOM)
-    ignored = [replace(job, strengths=(0.0, 0.0)) for job in asked(two[: COUNT // 2])]
-    measure("floor: two references of strength 0", ignored)
-    judged("floor: image 1 as it is", [world.render(task.references[0]) for task in two], asked(two))
-    judged("floor: image 2 as it is", [world.render(task.references[1]) for task in two], asked(two))
+    measure("floor: two references, random flow", two[: COUNT // 4], flow=RANDOM)
+    measure("floor: two references of strength 0", two[: COUNT // 2], strength=0.0)
+    judged("floor: image 1 as it is", [world.render(task.references[0]) for task in two], two)
+    judged("floor: image 2 as it is", [world.render(task.references[1]) for task in two], two)
+    edits = {kind: [world.unseen_edit(rng, kind) for _ in range(COUNT // 2)] for kind in world.EDITS}
+    for mode, cache in (("plain", "off"), ("cached", "within_run")):
+        for kind, tasks in edits.items():
+            measure(f"{kind}, 4 steps, {mode}", tasks, cache=cache)
+    for kind in ("without", "repaint"):
+        judged(f"floor: {kind}, image 1 as it is", [world.render(task.references[0]) for task in edits[kind]], edits[kind])
+    for size in ((64, 128), (96, 96), (128, 128)):
+        for name, tasks in (("text", text), ("one reference", one), ("two references", two), ("without", edits["without"])):
+            measure(f"{name}, 4 steps, {size[1]}x{size[0]}", [replace(task, size=size) for task in tasks[: COUNT // 2]])
     return found
 
 
 def sheet(comfy, scale: int = 2) -> Image.Image:
     """Prompts, references and results, four steps."""
     rng = random.Random(5)
-    jobs = [*text_jobs(rng, 8), *asked([world.unseen_task(rng, count) for count in 4 * [1] + 8 * [2]])]
-    images = paint(comfy, jobs, seed=3)
+    tasks = [world.unseen_text(rng) for _ in range(8)] + [world.unseen_task(rng, count) for count in 4 * [1] + 8 * [2]]
+    tasks += [world.unseen_edit(rng, kind) for kind in ("without", "repaint") for _ in range(4)]
+    images = paint(comfy, tasks, seed=3)
     side, line = world.SIZE * scale, 30
-    width, rows = 3 * side + 24, (len(jobs) + 1) // 2
+    width, rows = 3 * side + 24, (len(tasks) + 1) // 2
     page = Image.new("RGB", (2 * width, rows * (side + line)), "white")
     pen = ImageDraw.Draw(page)
-    for i, (job, image) in enumerate(zip(jobs, images)):
+    for i, (task, image) in enumerate(zip(tasks, images)):
         left, top = i % 2 * width + 6, i // 2 * (side + line)
-        for k, picture in enumerate([*(world.render(scene) for scene in job.references), image]):
+        for k, picture in enumerate([*task.pictures()[1:], image]):
             tile = Image.fromarray((np.asarray(picture) * 255).round().astype(np.uint8)).resize((side, side), 0)
             page.paste(tile, (left + k * (side + 4), top))
-        pen.text((left, top + side + 3), job.prompt, fill="black")
+        pen.text((left, top + side + 3), task.prompt, fill="black")
     return page
 
 
@@ -115,7 +124,7 @@ def curve() -> dict[str, dict[str, float]]:
     lines = [json.loads(line) for line in (WORK / "flow.jsonl").read_text().splitlines()]
     return {
         f"step {line['step']}, {line['seconds'] / 60:.0f} min": {
-            f"{n} references": round(100 * line[f"right {n}"]) for n in (0, 1, 2)
+            name.removeprefix("right "): round(100 * share) for name, share in line.items() if name.startswith("right ")
         }
         for line in lines
     }

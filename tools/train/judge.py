@@ -15,7 +15,7 @@ from .world import COLOURS, PLACES, RELATIONS, SHAPES, SIZE, Scene, coverage
 
 NAMES = list(COLOURS)
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
-SMALLEST = 60  # pixels of a thing; the smallest drawn, a small triangle, has 240
+SMALLEST = 60  # pixels of a thing in a picture of 64x64; the smallest drawn, a small triangle, has 240
 CONTRAST = 60  # distance in RGB from the ground at which a pixel belongs to a thing; half an edge pixel's is above it
 
 
@@ -45,20 +45,23 @@ def nearest(colour: np.ndarray) -> str:
 
 
 def look(image: np.ndarray) -> tuple[str, list[Seen]]:
-    """image (SIZE, SIZE, 3) in [0, 1] -> (ground, things, the largest first)."""
+    """image (rows, columns, 3) in [0, 1] -> (ground, things, the largest first). Places and SMALLEST are measured as in a
+    picture of 64x64; shapes in the picture's own pixels."""
     pixels = np.asarray(image, dtype=np.float32) * 255
     border = np.concatenate(
         [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]
     )
     ground = np.median(border, axis=0)
     regions, count = ndimage.label(np.linalg.norm(pixels - ground, axis=2) > CONTRAST)
+    down, right = (side / SIZE for side in pixels.shape[:2])
     things = []
     for number in range(1, count + 1):
         region = regions == number
-        if region.sum() >= SMALLEST:
+        if region.sum() >= SMALLEST * min(down, right) ** 2:
             core = ndimage.binary_erosion(region)
             colour = np.median(pixels[core if core.any() else region], axis=0)
-            things.append((int(region.sum()), Seen(shape_of(region), nearest(colour), *middle(region))))
+            x, y = middle(region)
+            things.append((int(region.sum()), Seen(shape_of(region), nearest(colour), x / right, y / down)))
     return nearest(ground), [seen for _, seen in sorted(things, key=lambda pair: -pair[0])]
 
 
@@ -72,8 +75,8 @@ def shape_of(region: np.ndarray) -> str:
     x, y = middle(region)
     overlaps = {}
     for shape in SHAPES:
-        unit = coverage(shape, 100, 100, 80, 200).sum() / 80**2
-        drawn = coverage(shape, x, y, float(np.sqrt(region.sum() / unit)), SIZE) > 0.5
+        unit = coverage(shape, 100, 100, 80, (200, 200)).sum() / 80**2
+        drawn = coverage(shape, x, y, float(np.sqrt(region.sum() / unit)), region.shape) > 0.5
         overlaps[shape] = (drawn & region).sum() / (drawn | region).sum()
     return max(overlaps, key=overlaps.get)
 
@@ -100,6 +103,8 @@ def agreement(things: list[Seen], wanted: Scene) -> int:
 
 
 def placed(things: list[Seen], place: str) -> bool:
+    if not things:
+        return True
     if place in PLACES:
         distance = {name: np.hypot(things[0].x - x, things[0].y - y) for name, (x, y) in PLACES.items()}
         return min(distance, key=distance.get) == place

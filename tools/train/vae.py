@@ -7,6 +7,7 @@ errors.
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -19,8 +20,9 @@ from .judge import judge
 from .parts import SEED, Average, Run, descend, optimisers, trained
 
 WIDTHS = (32, 64, 64, 64)
-STEPS, RATE, OUTSIDE_RATE, KL = 3800, 2e-2, 2e-3, 1e-4
-CROPS = 2200  # of the steps see a quarter of each picture, around a thing, at a quarter of the cost
+STEPS, RATE, OUTSIDE_RATE, KL = 5000, 2e-2, 2e-3, 1e-4
+CROPS = 2200  # of the steps, the first, see a quarter of each picture, around a thing, at a quarter of the cost
+SIZED = 1200  # of the steps, the last, see pictures of all sizes
 NOISE = 0.15  # of the latents' standard deviation, at most
 
 
@@ -31,9 +33,14 @@ def build():
     return AutoencoderKLFlux2(block_out_channels=WIDTHS)
 
 
-def pictures(scenes) -> Tensor:
-    """(B, 3, 64, 64) in [-1, 1]."""
-    return torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
+def tensor(pictures) -> Tensor:
+    """Pictures (H, W, 3) in [0, 1] -> (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2 - 1
+
+
+def pictures(scenes, size: tuple[int, int] = (world.SIZE, world.SIZE)) -> Tensor:
+    """(B, 3, H, W) in [-1, 1]."""
+    return tensor([world.render(scene, size) for scene in scenes])
 
 
 def crop(picture: Tensor, thing: world.Thing, rng: random.Random) -> Tensor:
@@ -58,8 +65,9 @@ def train(minutes: float) -> bool:
 
     def step(rng, generator) -> dict:
         small = run.step < CROPS
-        scenes = [world.training_scene(rng) for _ in range(16 if small else 8)]
-        x = pictures(scenes)
+        size = world.any_size(rng) if run.step >= STEPS - SIZED else (world.SIZE, world.SIZE)
+        scenes = [world.training_scene(rng) for _ in range(16 if small else round(8 * world.SIZE**2 / math.prod(size)))]
+        x = pictures(scenes, size)
         if small:
             x = torch.stack([crop(picture, rng.choice(scene.things), rng) for picture, scene in zip(x, scenes)])
         mean, logvar = vae.quant_conv(vae.encoder(x)).clamp(-30, 20).chunk(2, dim=1)
@@ -76,7 +84,8 @@ def train(minutes: float) -> bool:
     def report() -> dict:
         rng = random.Random(2)
         with average.applied():
-            return {"right": judged(vae, [world.unseen_scene(rng, 2) for _ in range(64)])}
+            sizes = ((world.SIZE, world.SIZE), world.SIZES[-1])
+            return {f"right {h}x{w}": judged(vae, [world.unseen_scene(rng, 2) for _ in range(32)], (h, w)) for h, w in sizes}
 
     return run.go(minutes, step, report, every=200)
 
@@ -109,7 +118,7 @@ def decode(vae, latents: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def judged(vae, scenes) -> float:
+def judged(vae, scenes, size: tuple[int, int]) -> float:
     """Share of pictures that are judged right after encoding and decoding."""
-    images = decode(vae, encode(vae, pictures(scenes)))
+    images = decode(vae, encode(vae, pictures(scenes, size)))
     return sum(judge(image, scene).all for image, scene in zip(images, scenes)) / len(scenes)

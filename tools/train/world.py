@@ -1,6 +1,7 @@
 """A world that can be judged without a neural network: one or two coloured shapes on a coloured ground.
 
-A `Scene` is what a picture shows; `render` draws it, `caption` says it, a `Task` asks for it with reference pictures.
+A `Scene` is what a picture shows, whatever its size; `render` draws it, `caption` says it, a `Task` asks for it with
+reference pictures.
 Some combinations of shape, colour and ground are held out: `trainable` scenes have none of them.
 """
 
@@ -11,7 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-SIZE = 64  # pixels a side
+SIZE = 64  # pixels a side, in which scenes are measured
+SIZES = ((64, 96), (96, 64), (80, 80), (96, 96), (64, 128), (128, 64), (112, 112), (128, 128))  # of others: rows, columns
+CUTS = (  # of a picture of this size, the part that is there when it is to be continued: top, left, rows, columns
+    ((64, 64), (0, 0, 64, 48)), ((64, 64), (0, 16, 64, 48)), ((64, 64), (0, 0, 48, 64)), ((64, 64), (16, 0, 48, 64)),
+    ((64, 96), (0, 0, 64, 64)), ((64, 96), (0, 32, 64, 64)), ((96, 64), (0, 0, 64, 64)), ((96, 64), (32, 0, 64, 64)),
+    ((96, 96), (16, 16, 64, 64)), ((96, 96), (0, 0, 64, 64)), ((96, 96), (32, 32, 64, 64)), ((128, 128), (32, 32, 64, 64)),
+)  # fmt: skip
 COLOURS = {
     "red": (214, 40, 40),
     "green": (46, 160, 67),
@@ -43,7 +50,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`place` is the name of a place for one thing, of a relation for two."""
+    """`place` is the name of a place for one thing, of a relation for two, and empty for none."""
 
     ground: str
     things: tuple[Thing, ...]
@@ -61,6 +68,16 @@ class Task:
     kind: str
     subject: int  # the number of the image whose object is shown
     keep: str = ""  # the half of the reference that a mask keeps: left, right, top or bottom
+    size: tuple[int, int] = (SIZE, SIZE)  # of all pictures: rows, columns
+    cut: tuple[int, int, int, int] = ()  # the part of each reference that is there, as in CUTS
+
+    def pictures(self) -> list[np.ndarray]:
+        """The result, then the references, each (rows, columns, 3) in [0, 1]."""
+        result, *references = (render(shown, self.size) for shown in (self.result, *self.references))
+        if self.cut:
+            top, left, rows, columns = self.cut
+            references = [picture[top : top + rows, left : left + columns] for picture in references]
+        return [result, *references]
 
 
 def held_out(shape: str, colour: str, ground: str) -> bool:
@@ -113,6 +130,11 @@ def caption(shown: Scene, rng: random.Random) -> str:
     return rng.choice(forms).format(a=first, b=second, r=relation, g=ground)
 
 
+def captioned(shown: Scene, rng: random.Random) -> Task:
+    """A task without references."""
+    return Task(caption(shown, rng), (), shown, "text", 0)
+
+
 PROMPTS = {  # of tasks, by kind; what is filled in: a colour, or the numbers of two images
     "shape in color": ["the shape of image {} in the color of image {}", "image {} in the color of image {}"],
     "object on background": [
@@ -121,6 +143,7 @@ PROMPTS = {  # of tasks, by kind; what is filled in: a colour, or the numbers of
     "recolor": ["image 1 but {}", "image 1, but {}", "the object of image 1 in {}"],
     "new background": ["image 1 on a {} background", "the object of image 1 on {}"],
 }  # fmt: skip
+WITHOUT = ["image 1 without the {}", "image 1, but without the {}", "remove the {} from image 1"]
 
 
 def task(rng: random.Random) -> Task:
@@ -144,6 +167,40 @@ def masked_task(rng: random.Random) -> Task:
     colour = another_colour(half(shown, keep), rng)
     prompt = rng.choice([prompt for prompt in PROMPTS[kind] if "object" not in prompt])
     return Task(prompt.format(colour), (shown,), changed(kind, half(shown, keep), colour), kind, 1, keep)
+
+
+def without_task(rng: random.Random) -> Task:
+    """A picture, and one of its things that shall go: by its colour and shape, or by the one that tells it apart."""
+    shown = scene(rng)
+    gone = rng.choice(shown.things)
+    names = [f"{gone.colour} {gone.shape}"]
+    if len({thing.shape for thing in shown.things}) == len(shown.things):
+        names.append(gone.shape)
+    if len(shown.things) == 1:
+        result = Scene(shown.ground, (), "")
+    else:
+        sides = [keep for keep in OPPOSITE if shown.place in (SIDES[keep], SIDES[OPPOSITE[keep]])]
+        result = next(left for left in (half(shown, keep) for keep in sides) if gone not in left.things)
+    return Task(rng.choice(WITHOUT).format(rng.choice(names)), (shown,), result, "without", 1)
+
+
+def repaint_task(rng: random.Random) -> Task:
+    """The caption of a picture, and that picture with another thing in the place of one, or none."""
+    result = scene(rng)
+    new = rng.choice(result.things)
+    others = [colour for colour in COLOURS if colour not in (result.ground, *(thing.colour for thing in result.things))]
+    old = replace(new, shape=rng.choice(SHAPES), colour=rng.choice([new.colour, *others]))
+    before = [old if thing is new else thing for thing in result.things if thing is not new or rng.random() < 0.75]
+    return Task(caption(result, rng), (replace(result, things=tuple(before)),), result, "repaint", 1)
+
+
+def outpaint_task(rng: random.Random) -> Task:
+    """The caption of a picture, and a part of it."""
+    result, (size, cut) = scene(rng), rng.choice(CUTS)
+    return Task(caption(result, rng), (result,), result, "outpaint", 1, size=size, cut=cut)
+
+
+EDITS = {"without": without_task, "repaint": repaint_task, "outpaint": outpaint_task}
 
 
 def another_colour(shown: Scene, rng: random.Random) -> str:
@@ -204,6 +261,10 @@ def training_task(rng: random.Random) -> Task:
     return draw(task, trainable_task, rng)
 
 
+def training_edit(rng: random.Random) -> Task:
+    return draw(EDITS[rng.choice(list(EDITS))], trainable_task, rng)
+
+
 def trainable_task(task: Task) -> bool:
     return possible(task) and all(map(trainable, (task.result, *task.references)))
 
@@ -211,6 +272,10 @@ def trainable_task(task: Task) -> bool:
 def unseen_scene(rng: random.Random, things: int | None = None) -> Scene:
     """A scene with a held-out combination."""
     return draw(lambda rng: scene(rng, things), lambda s: not trainable(s), rng)
+
+
+def unseen_text(rng: random.Random, things: int | None = None) -> Task:
+    return captioned(unseen_scene(rng, things), rng)
 
 
 def unseen_task(rng: random.Random, references: int) -> Task:
@@ -225,6 +290,11 @@ def unseen_task(rng: random.Random, references: int) -> Task:
 def unseen_masked_task(rng: random.Random) -> Task:
     """A masked task whose result has a held-out combination, whichever half is kept."""
     return draw(masked_task, lambda task: unseen(task) and unseen(other_half(task)), rng)
+
+
+def unseen_edit(rng: random.Random, kind: str) -> Task:
+    """A task of EDITS whose result has a held-out combination."""
+    return draw(EDITS[kind], unseen, rng)
 
 
 def unseen(task: Task) -> bool:
@@ -245,9 +315,14 @@ def kept_tokens(keep: str) -> bytes:
     return bytes(inside[keep](y, x) for y in range(side) for x in range(side))
 
 
-def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) -> np.ndarray:
-    """(size, size) float32 in [0, 1]: how much of each pixel the shape covers."""
-    down, right = np.mgrid[:size, :size].astype(np.float32) + 0.5
+def any_size(rng: random.Random) -> tuple[int, int]:
+    """Half of all pictures are 64x64."""
+    return (SIZE, SIZE) if rng.random() < 0.5 else rng.choice(SIZES)
+
+
+def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+    """(rows, columns) float32 in [0, 1]: how much of each pixel the shape covers."""
+    down, right = np.mgrid[: size[0], : size[1]].astype(np.float32) + 0.5
     dx, dy = right - x, down - y
     if shape == "circle":
         distance = np.hypot(dx, dy) - radius
@@ -262,10 +337,11 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) ->
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
-def render(scene: Scene) -> np.ndarray:
-    """(SIZE, SIZE, 3) float32 in [0, 1]."""
-    image = np.broadcast_to(np.float32(COLOURS[scene.ground]), (SIZE, SIZE, 3))
+def render(scene: Scene, size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+    """(rows, columns, 3) float32 in [0, 1]. Places are stretched to the size, shapes grow with its shorter side."""
+    down, right = (side / SIZE for side in size)
+    image = np.broadcast_to(np.float32(COLOURS[scene.ground]), (*size, 3))
     for thing in scene.things:
-        cover = coverage(thing.shape, thing.x, thing.y, thing.radius)[..., None]
+        cover = coverage(thing.shape, thing.x * right, thing.y * down, thing.radius * min(down, right), size)[..., None]
         image = image * (1 - cover) + cover * np.float32(COLOURS[thing.colour])
     return (image / 255).astype(np.float32)

@@ -1,0 +1,113 @@
+"""Keys and values of references on disk: what one server computed, the next one finds.
+
+An entry a block, so that no more than a block is in memory twice; where which reference lies is written last, and so its
+presence says that all was written.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import astuple
+
+import torch
+from comfy.cli_args import args
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.weight_adapter.base import WeightAdapterBase
+
+from ...model_loaders.flow.reference_kv import ReferenceKV, Storage
+from ...model_loaders.formats.lora_delta import Delta
+from ...store.keys import content, digest
+from ...store.stamp import stamp
+from . import store
+from .lora import CallTime
+
+LAST: dict[object, str | None] = {}  # of the last MODEL's patches: a LoRA of 9B takes some tenths of a second
+BLOCKS = {"double": "depth", "single": "depth_single_blocks"}  # the name of each kind's number among the sizes
+
+
+def name_of(patcher, storage: Storage, like: torch.Tensor, **parts: object) -> str | None:
+    """The key of keys and values that a MODEL computes, of latents such as these; None where something decides them that
+    cannot be told in another process."""
+    model, patches = patcher.model, _patches(patcher)
+    if patches is None:
+        return None
+    return store.key(
+        "keys and values", model.source, like.device, patches=patches, weights=model.weight_dtype, kept=str(storage.dtype),
+        computed=str(like.dtype), fast=sorted(map(str, args.fast or ())), attention=optimized_attention.__name__, **parts,
+    )  # fmt: skip
+
+
+def hindrance(model) -> str | None:
+    """Why nothing that this model computes can be kept on disk."""
+    if store.store().disk is None:
+        return f"the store is off ({store.PLACE}=off)"
+    if stamp(model.source, store.store()) is None:
+        return "its file is not safetensors, or is no longer as it was loaded"
+    return None
+
+
+def load(name: str, storage: Storage, sizes, device: torch.device) -> ReferenceKV | None:
+    """What lies on disk, where a run computes or the storage says; None where it does not."""
+    disk = store.store().disk
+    if disk is None:
+        return None
+
+    def part(which: str) -> dict[str, torch.Tensor] | None:
+        found = disk.get(_part(name, which))
+        return None if found is None else {each: x.to(storage.device or device) for each, x in found.items()}
+
+    blocks = [(kind, index) for kind, number in BLOCKS.items() for index in range(getattr(sizes, number))]
+    return ReferenceKV.of_parts(storage, blocks, part)
+
+
+def save(name: str, kept: ReferenceKV) -> None:
+    disk = store.store().disk
+    if disk is None:
+        return
+    if kept.nbytes > disk.most:
+        size = f"{kept.nbytes / 2**30:.3g} GB, the store holds {disk.most / 2**30:.3g}"
+        logging.warning(f"Klein reference cache: not written to disk, as they take {size}: raise {store.SIZE}.")
+        return
+    for which, tensors in kept.parts():
+        if not disk.put(_part(name, which), tensors, f"keys and values of references, {which}"):
+            logging.warning(f"Klein reference cache: not written to disk, as {disk.folder} cannot be written or is full.")
+            return
+
+
+def _part(name: str, which: str) -> str:
+    return digest("part", of=name, which=which)
+
+
+def _patches(patcher) -> str | None:
+    """A digest of what a MODEL's patches hold; None where one is of a kind that is not known here."""
+    number = patcher.patches_uuid
+    if number not in LAST:
+        tensors: dict[str, torch.Tensor] = {}
+        try:
+            said = _said([patcher.patches, patcher.weight_wrapper_patches], tensors)
+            found = digest("patches", said=said, tensors=content(tensors))
+        except TypeError:
+            found = None
+        LAST.clear()
+        LAST[number] = found
+    return LAST[number]
+
+
+def _said(value, tensors: dict[str, torch.Tensor]):
+    """A value without its tensors, which are put among `tensors`."""
+    if isinstance(value, torch.Tensor):
+        tensors[str(len(tensors))] = value
+        return "tensor"
+    if isinstance(value, dict):
+        return {key: _said(value[key], tensors) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [_said(each, tensors) for each in value]
+    if isinstance(value, Delta):
+        return _said(astuple(value), tensors)
+    if isinstance(value, CallTime):
+        return [type(value).__qualname__, _said(value.terms, tensors)]
+    if isinstance(value, WeightAdapterBase):
+        return [type(value).__module__, type(value).__qualname__, _said(value.weights, tensors)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,59 @@
+"""The agents' HTTP: requests that take too long, clients that die, and a host that ends or is started again in mid-run: all who
+wait get one sentence, and nothing hangs."""
+
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from fixtures.serving import PROMPT, ask, generate, host, idle, refused
+
+LONG = {"steps": 100, "size": "512x512"}  # minutes
+TOO_LONG = "The request took more than 2 seconds (KLEIN_MAX_SECONDS) and is cancelled"
+ENDING = "The host is shutting down: ask again"
+
+
+def begun(server, runs: int = 1) -> None:
+    """Waits until a run is on its way, and so many are there."""
+    while not ask(server, "/queue").json["queue_running"] or len(sum(ask(server, "/queue").json.values(), [])) < runs:
+        time.sleep(0.02)
+
+
+def task(server) -> dict:
+    """What becomes of a task of minutes, as Black Forest Labs' clients ask."""
+    polling = ask(server, "/bfl/v1/klein-tiny", {"prompt": PROMPT, "steps": 100, "width": 512, "height": 512}).json[
+        "polling_url"
+    ]
+    while (said := ask(server, polling).json)["status"] == "Pending":
+        time.sleep(0.1)
+    return said
+
+
+def events(answer) -> list[dict]:
+    return [json.loads(line[6:]) for line in answer.data.decode().splitlines() if line.startswith("data: ")]
+
+
+def test_a_request_ends_with_its_time_or_its_host_and_its_run_with_it(tmp_path):
+    server = host(tmp_path, KLEIN_MAX_SECONDS="2")
+    try:
+        with ThreadPoolExecutor() as pool:
+            plain, stream = pool.submit(generate, server, **LONG), pool.submit(generate, server, stream=True, **LONG)
+            polled = pool.submit(task, server)
+            gateway = {"prompt": PROMPT, "steps": 100, "size": "512x512"}
+            fourth = pool.submit(ask, server, "/v1/ai/image-model", gateway, {"ai-model-id": "klein-tiny"})
+        refused(plain.result(), TOO_LONG, status=504)
+        refused(fourth.result(), TOO_LONG, status=504)
+        (error,) = events(stream.result())
+        assert error["type"] == "error" and TOO_LONG in error["error"]["message"]
+        assert polled.result()["status"] == "Error" and TOO_LONG in polled.result()["details"]["message"]
+        idle(server, patience=5)
+        with ThreadPoolExecutor() as pool:
+            waiting = [pool.submit(generate, server, **LONG) for _ in range(2)]
+            begun(server, runs=2)
+            server.process.send_signal(signal.SIGTERM)
+            for each in waiting:
+                refused(each.result(), ENDING, status=503)
+                assert int(each.result().headers["Retry-After"]) > 0
+        assert server.process.wait(10) == -signal.SIGTERM
+    finally:
+        server.stop()
