@@ -17,6 +17,7 @@ from tools.provision import ROOT
 from tools.server import Server
 from tools.train import world
 
+from . import fleet
 from .table import Row, interleaved
 
 ASKED = {"model": "klein-tiny", "prompt": "a large red circle on a white background, in the center", "seed": 1}
@@ -32,14 +33,19 @@ seeds = itertools.count(2)
 
 def measure(folder, rounds: int) -> list[Row]:
     server = Server(folder / "serving", "--use-pytorch-cross-attention")
+    put(server)
+    server.start()
+    try:
+        rows = [*overhead(server, rounds), *loop(server, rounds)]
+    finally:
+        server.stop()
+    return [*rows, *fleet.measure(folder, rounds, put)]
+
+
+def put(server: Server) -> None:
     for category, (tiny, names) in FILES.items():
         for name in names:
             server.put(ROOT / "tiny" / category / tiny, category, name)
-    server.start()
-    try:
-        return [*overhead(server, rounds), *loop(server, rounds)]
-    finally:
-        server.stop()
 
 
 def overhead(server: Server, rounds: int) -> list[Row]:

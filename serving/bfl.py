@@ -8,11 +8,12 @@ import uuid
 from collections import OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from aiohttp import web
 
 from .fields import Body, Field, read
-from .http import Place, Route, body
+from .http import REFERENCES, Place, Route, body, named
 from .images import CODED
 from .job import FORMATS, MOST_REFERENCES, Job, job
 from .patience import Patience, patience
@@ -37,7 +38,10 @@ KEPT = 1000  # tasks that can still be asked for
 
 @dataclass
 class Task:
+    """way: what leads a proxy to this host again, as it led it here."""
+
     work: asyncio.Task
+    way: str
     picture: Picture | None = None
     error: str = ""
 
@@ -60,10 +64,13 @@ async def submit(request: web.Request, settings: Settings) -> web.Response:
     made = await job(fields, images, mask, settings)
     runs = await queued(made, settings)
     name = str(uuid.uuid4())
-    TASKS[name] = Task(asyncio.create_task(paint(name, made, runs, patience(settings))))
+    led = request.headers.get(REFERENCES)
+    way = urlencode({"references": led}) if led else ""
+    TASKS[name] = Task(asyncio.create_task(paint(name, made, runs, patience(settings))), way)
     for old in [each for each, task in TASKS.items() if task.work.done()][: max(0, len(TASKS) - KEPT)]:
         del TASKS[old]
-    return web.json_response({"id": name, "polling_url": f"{request.url.origin()}{BASE}/get_result?id={name}"})
+    polling = f"{request.url.origin()}{BASE}/get_result?id={name}{'&' * bool(way)}{way}"
+    return web.json_response({"id": name, "polling_url": polling}, headers=named(made.digest))
 
 
 async def paint(name: str, made: Job, runs: list[str], patience: Patience) -> None:
@@ -91,7 +98,7 @@ async def result(request: web.Request, settings: Settings) -> web.Response:
     if found.error:
         said |= {"status": "Error", "details": {"message": found.error}}
     elif found.picture:
-        sample = f"{request.url.origin()}{BASE}/sample/{name}"
+        sample = f"{request.url.origin()}{BASE}/sample/{name}{'?' * bool(found.way)}{found.way}"
         said |= {"status": "Ready", "result": {"sample": sample, "seed": found.picture.seed}}
     return web.json_response(said)
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from .fields import Body, Field, read
-from .http import Place, Route, body
+from .http import Place, Route, body, named
 from .images import CODED
 from .job import job
 from .patience import patience
@@ -54,10 +54,11 @@ async def image_model(request: web.Request, settings: Settings) -> web.Response:
     runs = await queued(made, settings)
     async with aclosing(pictures(made, runs, patience(settings, request))) as painted:
         found = [(await asyncio.to_thread(each.data), each.seed) async for each in painted]
-    return web.json_response({
+    answer = {
         "images": [base64.b64encode(data).decode() for data, _ in found],
         "providerMetadata": {"klein": {"images": [{"seed": seed} for _, seed in found]}},
-    })  # fmt: skip
+    }  # fmt: skip
+    return web.json_response(answer, headers=named(made.digest))
 
 
 def options(given) -> dict:

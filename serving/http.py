@@ -16,6 +16,7 @@ from .refused import Refused
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+REFERENCES = "x-klein-references"  # the header of a job's digest
 LEFT: set[Route] = set()  # to other packs, who answer there
 Answer = Callable[[web.Request, Settings], Awaitable[web.StreamResponse]]
 
@@ -39,6 +40,7 @@ class Route:
     takes: Body | None = None
     places: tuple[Place, ...] = ()
     gives: tuple[str, ...] = ("application/json",)
+    open: bool = False  # whether it is answered without a key, too
 
 
 def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
@@ -50,7 +52,8 @@ def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
         OPEN.add(id(request))
         try:
             running()
-            authorise(request, settings)
+            if not route.open:
+                authorise(request, settings)
             return await route.answer(request, settings)
         except Refused as refused:
             return failed(route, refused)
@@ -66,6 +69,11 @@ def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
             OPEN.remove(id(request))
 
     return handle
+
+
+def named(digest: str) -> dict[str, str]:
+    """Headers that say which references a job has."""
+    return {REFERENCES: digest} if digest else {}
 
 
 def failed(route: Route, refused: Refused) -> web.Response:

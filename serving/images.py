@@ -36,10 +36,15 @@ class Stored:
     size: tuple[int, int]
 
 
-async def keep(field: Field, settings: Settings) -> Stored:
-    """A reference; its transparency counts for nothing, as in the host's own Load Image."""
+async def keep(field: Field, settings: Settings, sent) -> Stored:
+    """A reference; its transparency counts for nothing, as in the host's own Load Image. sent: a hash that takes its bytes."""
     data = await content(field, settings)
-    return await asyncio.to_thread(lambda: store(opened(field, data, settings).convert("RGB"), settings))
+
+    def read() -> Stored:
+        sent.update(data)
+        return store(opened(field, data, settings).convert("RGB"), settings)
+
+    return await asyncio.to_thread(read)
 
 
 async def painted(field: Field, settings: Settings, transparent: bool) -> Stored:

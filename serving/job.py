@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class Job:
     quality: int = 95
     stream: bool = False  # whether each picture is answered as soon as it is there
     partials: int = 0  # how often it is shown on its way
+    digest: str = ""  # of the references as they were sent: who sends the same to the same host finds what it keeps of them
 
 
 def kinds(settings: Settings) -> dict[str, Kind]:
@@ -79,7 +81,8 @@ async def job(
         )
     if mask and not pictures:
         raise Refused(f"{mask.name} is given without a picture to paint on: give one, or leave it out.", mask.name)
-    stored = [await keep(picture, settings) for picture in pictures]
+    sent = hashlib.sha256()
+    stored = [await keep(picture, settings, sent) for picture in pictures]
     if mask:
         painting = await painted(mask, settings, transparent)
         fits(mask, painting, stored[0], wanted)
@@ -88,7 +91,7 @@ async def job(
     return Job(
         chosen, given["prompt"], tuple(range(first, first + count)), wanted, tuple(each.name for each in stored),
         painting.name if mask else "", given.get("steps", 50 if chosen.base else 4), given.get("guidance", 4.0 if chosen.base else 1.0),
-        given.get("format", "png"), given.get("quality", 95), given.get("stream", False), given.get("partials", 0),
+        given.get("format", "png"), given.get("quality", 95), given.get("stream", False), given.get("partials", 0), sent.hexdigest() if stored else "",
     )  # fmt: skip
 
 

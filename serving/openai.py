@@ -11,7 +11,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from .fields import Body, Field, read
-from .http import Route, body
+from .http import Route, body, named
 from .images import CODED
 from .job import Job, job
 from .models import found
@@ -105,12 +105,12 @@ async def answer(request: web.Request, settings: Settings, made: Job, event: str
         if made.stream:
             return await stream(request, made, painted, event)
         data = [{"b64_json": await coded(each), "seed": each.seed} async for each in painted]
-    return web.json_response({"created": int(time.time()), "output_format": made.format, "data": data})
+    return web.json_response({"created": int(time.time()), "output_format": made.format, "data": data}, headers=named(made.digest))
 
 
 async def stream(request: web.Request, made: Job, painted, event: str) -> web.StreamResponse:
     """An event for each picture, and each on its way, as soon as it is there; an error after the first byte is an event too."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", **named(made.digest)})
     await response.prepare(request)
     try:
         async for each in painted:

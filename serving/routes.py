@@ -22,9 +22,14 @@ async def description(request: web.Request, settings: Settings) -> web.Response:
     return web.json_response(document([route for route in ROUTES if route not in LEFT], settings))
 
 
+async def health(request: web.Request, settings: Settings) -> web.Response:
+    return web.json_response({"status": "ok", "queue": server().prompt_queue.get_tasks_remaining(), "most": settings.queue})
+
+
 ROUTES = [
     *openai.ROUTES, *bfl.ROUTES, *gateway.ROUTES,
     Route("GET", "/v1/openapi.json", description, openai.failure, "This description"),
+    Route("GET", "/v1/health", health, openai.failure, "Whether this host takes requests, and how many runs wait", open=True),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ const SETTINGS = [
   ["klein.max_megapixels", "Klein agents", "number", 4, "Megapixels of a picture", "Of one picture, in or out, in units of 1048576 pixels."],
   ["klein.max_body_mb", "Klein agents", "number", 64, "Megabytes of a request", "A larger request is refused."],
   ["klein.requests_mb", "Klein agents", "number", 2048, "Megabytes of requests' pictures", "What input/klein may hold; the oldest go first."],
+  ["klein.max_seconds", "Klein agents", "number", 1800, "Seconds of a request", "Its time in the queue included; then it is cancelled."],
   ["klein.store", "Klein store", "boolean", true, "Keep encoded prompts and pictures on disk", "In user/klein_store, so that they are known after a restart too; off: in memory only."],
   ["klein.store_gb", "Klein store", "number", 4, "Gigabytes of the store", "What was not asked for the longest goes first."]
 ];

@@ -12,7 +12,7 @@ import folder_paths
 # Not among them are those that open the host to others: whoever reaches it may write its settings.
 CHOSEN = (
     "KLEIN_SERVING", "KLEIN_MAX_QUEUE", "KLEIN_MAX_IMAGES", "KLEIN_MAX_MEGAPIXELS", "KLEIN_MAX_BODY_MB", "KLEIN_REQUESTS_MB",
-    "KLEIN_STORE", "KLEIN_STORE_GB",
+    "KLEIN_MAX_SECONDS", "KLEIN_STORE", "KLEIN_STORE_GB",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The agents' HTTP on the real host, with klein-tiny: what is asked is what is painted, in each API family."""
 
 import base64
+import hashlib
 import json
 import random
 import time
@@ -300,6 +301,31 @@ def test_base_models_take_steps_and_guidance_with_an_empty_negative_and_distille
     assert answer.status == 400 and answer.error.startswith("guidance is 3.5")
     openai(serving, {**fields, "model": MODEL, "guidance": 1})
     assert graph_of(serving)["KleinDistilledSampler"]["steps"] == 6
+
+
+def test_answers_name_their_references_by_the_bytes_that_were_sent(serving):
+    """As a client does that wants the same host again, behind a proxy: docs/agents.md."""
+    one, two = shown(CIRCLE), png(np.full((64, 64, 3), 255, np.uint8))
+    digest = hashlib.sha256(one + two).hexdigest()
+    body, kind = form([("model", "klein-tiny"), ("prompt", PROMPT), ("image[]", one), ("image[]", two)])
+    files = [{"type": "file", "mediaType": "image/png", "data": text(each)} for each in (one, two)]
+    given = {"input_image": text(one), "input_image_2": text(two)}
+    answers = [
+        ask(serving, "/v1/images/edits", body, kind=kind),
+        ask(serving, "/v1/ai/image-model", {"prompt": PROMPT, "files": files}, {**KEY, "ai-model-id": "klein-tiny"}),
+        ask(serving, "/bfl/v1/klein-tiny", {"prompt": PROMPT, **given}, {**KEY, "x-klein-references": "a b"}),
+    ]
+    assert [each.headers["x-klein-references"] for each in answers] == [digest] * 3
+    polling = answers[-1].json["polling_url"]
+    assert polling.endswith("&references=a+b") and sample(serving, polling)["sample"].endswith("?references=a+b")
+    assert (
+        ask(serving, "/v1/images/generations", {"model": "klein-tiny", "prompt": PROMPT}).headers["x-klein-references"] is None
+    )
+
+
+def test_health_is_told_without_a_key(serving):
+    answer = ask(serving, "/v1/health", headers={})
+    assert answer.status == 200 and answer.json["status"] == "ok" and answer.json["most"] == 12
 
 
 def test_the_kv_model_keeps_references_across_runs(serving):

@@ -112,10 +112,10 @@ def test_pages_of_other_sites_are_refused_as_the_host_refuses_them(limited):
 
 
 def test_a_route_of_another_pack_is_left_to_it_and_the_log_says_so(limited):
-    for path in ("/v1/models", "/bfl/v1/get_result"):
+    for path in ("/v1/models", "/v1/health", "/bfl/v1/get_result"):
         assert ask(limited, path).json == "held by another pack"
         assert f"GET {path} belongs to another pack and is left to it." in limited.log.read_text()
-    assert limited.log.read_text().count("belongs to another pack") == 2
+    assert limited.log.read_text().count("belongs to another pack") == 3
 
 
 def test_request_pictures_are_kept_under_their_cap_and_those_asked_for_of_late_are_not_dropped(limited):

@@ -28,7 +28,7 @@ def test_the_dialog_shows_the_defaults_that_count():
     shown = {row[0].removeprefix("klein."): row[3] for row in ROWS}
     plain = Settings()
     assert shown == {
-        "serving": plain.enabled, "max_queue": plain.queue, "max_images": plain.images, "max_megapixels": plain.pixels // MEGA,
+        "serving": plain.enabled, "max_queue": plain.queue, "max_seconds": plain.seconds, "max_images": plain.images, "max_megapixels": plain.pixels // MEGA,
         "max_body_mb": plain.body // MEGA, "requests_mb": plain.store // MEGA, "store": True,
         "store_gb": float(re.findall(r"^GIGABYTES = (\S+)", (ROOT / "nodes/host/store.py").read_text(), re.MULTILINE)[0]),
     }  # fmt: skip
