@@ -92,7 +92,9 @@ def train(minutes: float) -> bool:
     run = Run("flow", STEPS, {"flow": flow, "average": average}, steps, INPUTS)
 
     def step(rng, generator) -> dict:
-        found, target, references, controls = data.batch(rng, generator, run.step < SMALL, whole=run.step >= (1 - WHOLE) * STEPS)
+        found, target, references, controls = data.batch(
+            rng, generator, run.step < SMALL, whole=run.step >= (1 - WHOLE) * STEPS
+        )
         sigma = times(len(target), target[0, 0].numel(), generator)
         noise = torch.randn(target.shape, generator=generator)
         x = torch.lerp(target, noise, sigma.view(-1, 1, 1, 1))
