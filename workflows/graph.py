@@ -71,7 +71,7 @@ NODE_TYPES = {
     ),
     "KleinDistilledSampler": NodeType(
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
-        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (290, 312),
+        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (290, 320),
     ),
     "KleinSchedule": NodeType(
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
