@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import editing, encode, formats, load, preflight, references, serving, step
+from . import editing, encode, formats, known, load, preflight, references, serving, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight", "serving")
+PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight", "known", "serving")
 
 
 def main() -> None:
@@ -45,6 +45,8 @@ def main() -> None:
             rows += editing.measure(folder, min(options.rounds, 3))
         if "preflight" in options.parts:
             rows += preflight.measure(folder)
+        if "known" in options.parts:
+            rows += known.measure(folder / "known", min(options.rounds, 3))
         if "serving" in options.parts:
             rows += serving.measure(folder, options.rounds)
     import comfyui_version

@@ -22,6 +22,7 @@ def opened(comfy, width: int = 1800, height: int = 1000):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=provision.chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(120_000)  # on a busy machine the frontend takes its time
         page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
         page.goto(comfy.url)
         page.wait_for_function(READY, timeout=60000)

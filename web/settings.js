@@ -17,8 +17,8 @@ const SETTINGS = [
 
 app.registerExtension({
   name: "klein.settings",
-  settings: SETTINGS.map(([id, group, type, defaultValue, name, tooltip]) => ({
-    id, name, type, defaultValue, category: ["Klein", group, id], tooltip: tooltip + LATER,
+  settings: SETTINGS.map(([id, group, type, defaultValue, name, tooltip], i) => ({
+    id, name, type, defaultValue, category: ["Klein", group, id], tooltip: tooltip + LATER, sortOrder: SETTINGS.length - i,
     attrs: type === "number" ? { min: id === "klein.store_gb" ? 0 : 1, maxFractionDigits: id === "klein.store_gb" ? 2 : 0 } : undefined,
   })),
 });

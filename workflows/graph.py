@@ -44,17 +44,17 @@ class NodeType:
 
 
 NODE_TYPES = {
-    "KleinFlowLoader": NodeType([], [("MODEL", "MODEL")], {"flow_name": FLOW, "weight_dtype": "default", "variant": "auto"}, "Models", (400, 130), "diffusion_models"),
-    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, "Sample", (320, 190)),
-    "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, "Models", (400, 110), "text_encoders"),
-    "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, "Models", (400, 80), "vae"),
-    "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, "Models", (400, 240), "loras"),
-    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, "Prompt", (400, 230)),
-    "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, "Prompt", (400, 130)),
+    "KleinFlowLoader": NodeType([], [("MODEL", "MODEL")], {"flow_name": FLOW, "weight_dtype": "default", "variant": "auto"}, "Models", (360, 130), "diffusion_models"),
+    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, "Sample", (290, 190)),
+    "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, "Models", (360, 110), "text_encoders"),
+    "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, "Models", (360, 80), "vae"),
+    "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, "Models", (360, 240), "loras"),
+    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, "Prompt", (360, 230)),
+    "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, "Prompt", (360, 130)),
     "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, "Pictures", (260, 314)),
-    "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, "Pictures", (280, 80)),
+    "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, "Pictures", (280, 100)),
     "LoadImageMask": NodeType([], [("MASK", "MASK")], {"image": "example.png", "channel": "alpha"}, "Pictures", (280, 318)),
-    "MaskToImage": NodeType([("mask", "MASK")], [("IMAGE", "IMAGE")], {}, "Result", (280, 60)),
+    "MaskToImage": NodeType([("mask", "MASK")], [("IMAGE", "IMAGE")], {}, "Result", (360, 60)),
     "InvertMask": NodeType([("mask", "MASK")], [("MASK", "MASK")], {}, "Pictures", (280, 60)),
     "SolidMask": NodeType([], [("MASK", "MASK")], {"value": 0.0, "width": 64, "height": 64}, "Pictures", (280, 130)),
     "MaskComposite": NodeType(
@@ -62,41 +62,41 @@ NODE_TYPES = {
     ),
     "KleinReference": NodeType(
         [("image", "IMAGE"), ("references?", "KLEIN_REFERENCES"), ("mask?", "MASK")], [("references", "KLEIN_REFERENCES")],
-        {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, "Canvas", (400, 170),
+        {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, "Canvas", (360, 170),
     ),
     "KleinMultiReference": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(1, 5)), ("references?", "KLEIN_REFERENCES")],
         [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
-        {"sizing": "exact", "max_megapixels": 1.0, "width": 0, "height": 0, "batch_size": 1}, "Canvas", (400, 420),
+        {"sizing": "exact", "max_megapixels": 1.0, "width": 0, "height": 0, "batch_size": 1}, "Canvas", (360, 420),
     ),
     "KleinDistilledSampler": NodeType(
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
-        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (320, 280),
+        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (290, 280),
     ),
     "KleinSchedule": NodeType(
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],
-        {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, "Sample", (320, 200),
+        {"steps": 4, "schedule": "official", "denoise": 1.0, "width": 1024, "height": 1024}, "Sample", (290, 200),
     ),
     "KleinPreflight": NodeType(
         [("model?", "MODEL"), ("clip?", "CLIP"), ("vae?", "VAE"), ("positive?", "CONDITIONING"), ("latent_image?", "LATENT"), ("references?", "KLEIN_REFERENCES")],
         [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("references", "KLEIN_REFERENCES"), ("steps", "INT"), ("cfg", "FLOAT"), ("report", "STRING")],
-        {"steps": 4, "cfg": 1.0}, "Canvas", (420, 460),
+        {"steps": 4, "cfg": 1.0}, "Canvas", (360, 460),
     ),
     "KleinEdit": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"), ("mask?", "MASK"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(2, 5)), ("references?", "KLEIN_REFERENCES")],
         [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT"), ("canvas", "KLEIN_CANVAS"), ("report", "STRING")],
-        {"mode": "edit", "context": 0.5, "grow": 16, "feather": 16, "max_megapixels": 1.0, "left": 0, "top": 0, "right": 0, "bottom": 0, "batch_size": 1}, "Canvas", (400, 560),
+        {"mode": "edit", "context": 0.5, "grow": 16, "feather": 16, "max_megapixels": 1.0, "left": 0, "top": 0, "right": 0, "bottom": 0, "batch_size": 1}, "Canvas", (360, 560),
     ),
     "KleinCanvasRestore": NodeType(
         [("image", "IMAGE"), ("canvas", "KLEIN_CANVAS")], [("IMAGE", "IMAGE"), ("changed", "MASK"), ("report", "STRING")],
-        {"blend": "feather", "colour": "off", "keep": "off"}, "Result", (320, 300),
+        {"blend": "feather", "colour": "off", "keep": "off"}, "Result", (360, 300),
     ),
-    "VAEEncode": NodeType([("pixels", "IMAGE"), ("vae", "VAE")], [("LATENT", "LATENT")], {}, "Canvas", (320, 60)),
-    "ReferenceLatent": NodeType([("conditioning", "CONDITIONING"), ("latent?", "LATENT")], [("CONDITIONING", "CONDITIONING")], {}, "Canvas", (320, 60)),
-    "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, "Result", (320, 60)),
-    "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, "Result", (320, 90)),
-    "PreviewImage": NodeType([("images", "IMAGE")], [], {}, "Result", (420, 300)),
-    "SaveImage": NodeType([("images", "IMAGE")], [], {"filename_prefix": "klein"}, "Result", (420, 460)),
+    "VAEEncode": NodeType([("pixels", "IMAGE"), ("vae", "VAE")], [("LATENT", "LATENT")], {}, "Canvas", (360, 60)),
+    "ReferenceLatent": NodeType([("conditioning", "CONDITIONING"), ("latent?", "LATENT")], [("CONDITIONING", "CONDITIONING")], {}, "Canvas", (360, 60)),
+    "VAEDecode": NodeType([("samples", "LATENT"), ("vae", "VAE")], [("IMAGE", "IMAGE")], {}, "Result", (360, 60)),
+    "ImageScaleBy": NodeType([("image", "IMAGE")], [("IMAGE", "IMAGE")], {"upscale_method": "nearest-exact", "scale_by": 8.0}, "Result", (360, 90)),
+    "PreviewImage": NodeType([("images", "IMAGE")], [], {}, "Result", (360, 300)),
+    "SaveImage": NodeType([("images", "IMAGE")], [], {"filename_prefix": "klein"}, "Result", (360, 380)),
 }  # fmt: skip
 ASKED = {  # in the linear form that newer hosts show as an app: widgets of these nodes, and the pictures saved
     "KleinPrompt": ("text",), "LoadImage": ("image",), "KleinExamplePicture": ("picture",), "KleinDistilledSampler": ("seed",),
@@ -160,7 +160,7 @@ class Graph:
         if self.note:
             foot = max(y + tall for _, (_, y, _, tall) in layout.groups[:1])
             nodes.append({
-                "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, foot + 70], "size": [440, 480], "flags": {},
+                "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, foot + 70], "size": [400, 480], "flags": {},
                 "order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [self.note],
                 "color": "#432", "bgcolor": "#653", "title": "Files, licence, settings",
             })  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 COLUMNS = (("Models",), ("Prompt", "Pictures"), ("Canvas",), ("Sample",), ("Result",))  # steps, from left to right
 LEFT, TOP = 40, 100  # of the first node
-APART, ABREAST = 80, 20  # pixels between columns, and between two pictures
+APART, ABREAST = 70, 20  # pixels between columns, and between two pictures
 TITLE, GAP, HEAD = 30, 30, 50  # of a node's own title, below a node, of a group's title with its border
 ROW, TURN = 60, 40  # between the rows of pictures that stand two abreast, and to the right of them for wires that turn up
 TALL = 1000  # of all pictures together, where they no longer stand below each other

@@ -1,5 +1,6 @@
 """The example workflows in the real frontend, in Chromium."""
 
+import base64
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from klein.model_loaders.qwen3.prompt import load_tokenizer, tokenize
 from tools import provision, small
-from tools.browser import load, opened, queue
+from tools.browser import load, opened, queue, run
 from tools.server import Server
 
 pytestmark = [
@@ -40,6 +41,11 @@ NAMES = sorted(path.stem for path in (provision.ROOT / "workflows").glob("*.json
 def test_the_templates_are_listed_by_the_server_each_with_its_picture(comfy):
     assert sorted(comfy.get("/workflow_templates")["klein"]) == NAMES
     assert all((provision.ROOT / f"workflows/{name}.jpg").is_file() for name in NAMES)
+
+
+def test_the_packs_settings_stand_in_the_hosts_own(page):
+    """What they do: tests/browser/test_settings.py, tests/host/test_settings.py."""
+    assert page.evaluate("['queue', 'images'].map(name => app.extensionManager.setting.get(`klein.max_${name}`))") == [64, 10]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,6 +150,45 @@ def test_reports_stand_on_their_nodes_and_are_back_after_a_reload_and_a_cached_r
     }
     queue(page)  # all but the sampler is known to the server
     assert page.evaluate(REPORTS)["KleinMultiReference"] == texts["KleinMultiReference"]
+
+
+DROP = """data => {
+    const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0));
+    const given = new DataTransfer();
+    given.items.add(new File([bytes], 'picture.png', {type: 'image/png'}));
+    const event = new DragEvent('drop', {dataTransfer: given, bubbles: true, cancelable: true});
+    document.querySelector('#graph-canvas').dispatchEvent(event);
+}"""
+GRAPH = "app.graph.serialize().nodes.map(node => [node.type, node.pos, node.widgets_values])"
+
+
+def test_a_saved_picture_that_is_dropped_on_the_canvas_restores_its_graph(page, comfy):
+    load(page, "klein_tiny_text_to_image")
+    page.evaluate("app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets[0].value = 'a small green square on red'")
+    before = page.evaluate(GRAPH)
+    run(page)
+    entry = max(comfy.get("/history").values(), key=lambda each: each["prompt"][0])
+    (image,) = [file for node in entry["outputs"].values() for file in node.get("images", ()) if file["type"] == "output"]
+    page.evaluate("app.graph.clear()")
+    page.evaluate(DROP, base64.b64encode(comfy.file(image).read_bytes()).decode())
+    page.wait_for_function("app.graph.nodes.length > 0")
+    page.wait_for_timeout(400)
+    assert page.evaluate(GRAPH) == before
+
+
+def test_a_wrong_file_marks_its_node_with_the_sentence_first(page, comfy):
+    (comfy.base / "models/diffusion_models/page.safetensors").write_bytes(b"<!DOCTYPE html><html>Log in")
+    load(page, "klein_tiny_text_to_image")
+    page.evaluate("app.graph.nodes.find(node => node.type === 'KleinFlowLoader').widgets[0].value = 'page.safetensors'")
+    page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach(each => each.click())")
+    page.evaluate("app.queuePrompt(0)")
+    page.wait_for_function("app.lastExecutionError")
+    error = page.evaluate("app.lastExecutionError")
+    node = page.evaluate("id => app.graph.getNodeById(id)?.type", error["node_id"])
+    assert node == "KleinFlowLoader" and error["exception_message"].startswith("page.safetensors is a web page (")
+    page.get_by_text("page.safetensors is a web page (").first.wait_for()
+    page.screenshot(path=provision.ROOT / "out/wrong_file.png")  # to look at
+    page.keyboard.press("Escape")
 
 
 def test_the_help_of_a_node_opens_with_its_picture(page):

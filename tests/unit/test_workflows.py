@@ -6,6 +6,7 @@ import re
 import pytest
 
 from fixtures.wires import behind, boxes
+from tools import counts
 from workflows import build
 from workflows.graph import NODE_TYPES
 
@@ -128,3 +129,20 @@ def test_every_graph_has_its_linear_form_with_the_prompt_and_the_picture_that_it
     assert ("KleinPrompt", "text") in [(kinds_of[number], name) for number, name in asked["inputs"]]
     assert all(name in NODE_TYPES[kinds_of[number]].widgets for number, name in asked["inputs"])
     assert [kinds_of[number] for number in asked["outputs"]] == ["SaveImage"]
+
+
+def test_the_counts_in_the_measurements_are_those_of_the_files():
+    said = counts.PAPER.read_text(encoding="utf-8").split(counts.BEGIN)[1].split(counts.END)[0]
+    assert [line for line in said.splitlines() if "| ours |" in line] == counts.lines_of_ours()
+
+
+def test_a_count_leaves_out_notes_and_bypassed_nodes_and_opens_subgraphs():
+    part = {"id": "part", "nodes": [{"id": 1, "type": "A"}, {"id": 2, "type": "B"}, {"id": 3, "type": "Note"}], "links": [
+        {"origin_id": 1, "target_id": 2}, {"origin_id": -10, "target_id": 1}, {"origin_id": 2, "target_id": -20}]}  # fmt: skip
+    nodes = [
+        {"id": 1, "type": "LoadImage"}, {"id": 2, "type": "part"}, {"id": 3, "type": "SaveImage"},
+        {"id": 4, "type": "part", "mode": 4}, {"id": 5, "type": "MarkdownNote"},
+    ]  # fmt: skip
+    links = [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 3, 0, "IMAGE"], [3, 1, 0, 4, 0, "IMAGE"]]
+    found = counts.counted({"nodes": nodes, "links": links, "definitions": {"subgraphs": [part]}})
+    assert found == counts.Counts(3, 2, (4, 3), 1) and (found.template, found.built) == (5, 13)

@@ -23,6 +23,7 @@ SCENES, TASKS, MASKED, EDITS = 6000, 6000, 1000, 3500
 CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
 BATCH = 2200  # tokens of text and pictures
+FIRST = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}  # while pictures are small
 SHARES = {"text": 0.38, "one": 0.12, "two": 0.24, "masked": 0.06, "without": 0.08, "repaint": 0.08, "outpaint": 0.04}
 
 
@@ -77,10 +78,13 @@ class Data:
             self.kept.pop(name) for name in ("real", "lengths", "pads", "pad_positions")
         )
 
-    def batch(self, rng: random.Random, generator: torch.Generator, whole: bool) -> Batch:
-        """whole: with all tokens of each prompt, not some that stand for all."""
-        groups = self.groups[rng.choices(list(SHARES), list(SHARES.values()))[0]]
-        name = rng.choices(list(groups), map(len, groups.values()))[0]
+    def batch(self, rng: random.Random, generator: torch.Generator, small: bool, whole: bool) -> Batch:
+        """small: of the FIRST kinds, 64x64; whole: with all tokens of each prompt, not some that stand for all."""
+        shares = FIRST if small else SHARES
+        groups = self.groups[rng.choices(list(shares), list(shares.values()))[0]]
+        if small:
+            groups = {name: members for name, members in groups.items() if str((world.SIZE, world.SIZE)) in name}
+        name = rng.choices(list(groups), [len(members) for members in groups.values()])[0]
         pictures = [self.kept[f"{name} {i}"] for i in range(3) if f"{name} {i}" in self.kept]
         tokens = REAL + self.pads.shape[1] + sum(latents[0, 0].numel() for latents in pictures)
         chosen = [rng.randrange(len(groups[name])) for _ in range(BATCH // tokens)]
