@@ -105,12 +105,16 @@ async def answer(request: web.Request, settings: Settings, made: Job, event: str
         if made.stream:
             return await stream(request, made, painted, event)
         data = [{"b64_json": await coded(each), "seed": each.seed} async for each in painted]
-    return web.json_response({"created": int(time.time()), "output_format": made.format, "data": data}, headers=named(made.digest))
+    return web.json_response(
+        {"created": int(time.time()), "output_format": made.format, "data": data}, headers=named(made.digest)
+    )
 
 
 async def stream(request: web.Request, made: Job, painted, event: str) -> web.StreamResponse:
     """An event for each picture, and each on its way, as soon as it is there; an error after the first byte is an event too."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", **named(made.digest)})
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", **named(made.digest)}
+    )
     await response.prepare(request)
     try:
         async for each in painted:

@@ -14,7 +14,7 @@ APART, ABREAST = 70, 20  # pixels between columns, and between two pictures
 TITLE, GAP, HEAD = 30, 30, 50  # of a node's own title, below a node, of a group's title with its border
 ROW, TURN = 60, 40  # between the rows of pictures that stand two abreast, and to the right of them for wires that turn up
 TALL = 1000  # of all pictures together, where they no longer stand below each other
-CLEAR = TITLE + HEAD + 4  # from a wire to the first node below it
+CLEAR = TITLE + HEAD + 10  # from a wire to the first node below it
 
 
 @dataclass(frozen=True)

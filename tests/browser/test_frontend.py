@@ -8,25 +8,14 @@ import pytest
 from PIL import Image
 
 from klein.model_loaders.qwen3.prompt import load_tokenizer, tokenize
-from tools import provision, small
+from tools import provision
 from tools.browser import load, opened, queue, run
-from tools.server import Server
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.host,
     pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def comfy(tmp_path_factory):
-    base = tmp_path_factory.mktemp("browser")
-    small.released_files(base / "models")
-    server = Server(base).start()
-    Image.fromarray(np.full((64, 96, 3), 200, np.uint8)).save(base / "input/example.png")
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
