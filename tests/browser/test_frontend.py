@@ -141,6 +141,21 @@ def test_reports_stand_on_their_nodes_and_are_back_after_a_reload_and_a_cached_r
     assert page.evaluate(REPORTS)["KleinMultiReference"] == texts["KleinMultiReference"]
 
 
+def test_a_bypassed_cache_and_a_muted_picture_leave_a_graph_that_runs(page, comfy):
+    load(page, "klein_9b_kv_two_references")
+    page.evaluate("""() => {
+        const of = type => app.graph.nodes.filter(node => node.type === type);
+        of('KleinReferenceCache')[0].mode = 4;
+        of('LoadImage')[1].mode = 2;
+    }""")
+    exported = page.evaluate("app.graphToPrompt()")["output"]
+    kinds = {number: node["class_type"] for number, node in exported.items()}
+    (combined,) = [node["inputs"] for node in exported.values() if node["class_type"] == "KleinMultiReference"]
+    (sampler,) = [node["inputs"] for node in exported.values() if node["class_type"] == "KleinDistilledSampler"]
+    assert kinds[sampler["model"][0]] == "KleinFlowLoader" and "image_1" in combined and "image_2" not in combined
+    assert any("images" in output for output in comfy.run(exported).values())
+
+
 DROP = """data => {
     const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0));
     const given = new DataTransfer();

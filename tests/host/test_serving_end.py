@@ -5,6 +5,9 @@ import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+
+import pytest
 
 from fixtures.serving import PROMPT, ask, generate, host, idle, refused
 
@@ -55,5 +58,27 @@ def test_a_request_ends_with_its_time_or_its_host_and_its_run_with_it(tmp_path):
                 refused(each.result(), ENDING, status=503)
                 assert int(each.result().headers["Retry-After"]) > 0
         assert server.process.wait(10) == -signal.SIGTERM
+    finally:
+        server.stop()
+
+
+@pytest.mark.long
+def test_a_host_killed_and_started_again_in_mid_run_leaves_nobody_waiting_and_paints_on(tmp_path):
+    server = host(tmp_path)
+    try:
+        body = {"prompt": PROMPT, "steps": 100, "width": 512, "height": 512}
+        polling = ask(server, "/bfl/v1/klein-tiny", body).json["polling_url"]
+        with ThreadPoolExecutor() as pool:
+            waiting = [pool.submit(generate, server, stream=stream, **LONG) for stream in (False, True)]
+            begun(server, runs=3)
+            server.process.kill()
+            killed = time.monotonic()
+            for each in waiting:
+                with pytest.raises((OSError, HTTPException)):  # there is nobody to say a sentence
+                    each.result()
+            assert time.monotonic() - killed < 5
+        server.start()
+        refused(ask(server, polling.removeprefix(polling.split("/bfl")[0])), "is not known here: ask again", status=404)
+        assert generate(server).status == 200
     finally:
         server.stop()

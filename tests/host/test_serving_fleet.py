@@ -72,7 +72,7 @@ def test_a_host_killed_in_mid_run_costs_its_own_jobs_only_and_they_are_painted_b
     """Last in this file, as it ends with two hosts."""
     numbers = range(100, 112)
     with ThreadPoolExecutor(len(numbers)) as pool:
-        asked = [pool.submit(edited, fleet, number, 60) for number in numbers]
+        asked = [pool.submit(edited, fleet, number, 20) for number in numbers]
         while not (lost := [number for number in seeds(hosts[0], "/queue") if number in numbers]):
             time.sleep(0.02)
         hosts[0].process.kill()
