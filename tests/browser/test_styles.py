@@ -61,9 +61,8 @@ def assert_clear(page) -> None:
 
 
 def case(name: str, vue: bool):
-    return pytest.param(
-        name, vue, marks=[] if name in ALWAYS else [pytest.mark.long], id=f"{'vue' if vue else 'canvas'}-{name}"
-    )
+    marks = [] if name in ALWAYS and not vue else [pytest.mark.long]
+    return pytest.param(name, vue, marks=marks, id=f"{'vue' if vue else 'canvas'}-{name}")
 
 
 @pytest.mark.parametrize("name, vue", [case(name, vue) for vue in (False, True) for name in NAMES])
