@@ -25,7 +25,7 @@ def opened(comfy, width: int = 1800, height: int = 1000):
         page.set_default_timeout(120_000)  # on a busy machine the frontend takes its time
         page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
         page.goto(comfy.url)
-        page.wait_for_function(READY, timeout=60000)
+        page.wait_for_function(READY)
         page.wait_for_timeout(1500)
         yield page
         browser.close()
@@ -56,7 +56,7 @@ def again(page) -> None:
     """The page loaded anew."""
     page.wait_for_timeout(600)  # the frontend keeps a changed graph after half a second
     page.reload()
-    page.wait_for_function(READY, timeout=60000)
+    page.wait_for_function(READY)
     page.wait_for_timeout(2500)
 
 

@@ -19,8 +19,6 @@ function show(node, text) {
       serialize: false, hideOnZoom: false, getMinHeight: () => Math.min(box.childElementCount * 16 + 8, 120),
     });
     widget.serialize = false; // neither in the graph's values nor in the prompt's
-    const wanted = node.computeSize();
-    node.setSize([Math.max(node.size[0], wanted[0]), Math.max(node.size[1], wanted[1])]);
   }
   widget.element.replaceChildren(
     ...text.split("\n").map((line) => {
@@ -30,6 +28,8 @@ function show(node, text) {
       return row;
     }),
   );
+  const wanted = node.computeSize(); // with these lines
+  node.setSize([Math.max(node.size[0], wanted[0]), Math.max(node.size[1], wanted[1])]);
   node.setDirtyCanvas?.(true, true);
 }
 

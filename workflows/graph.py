@@ -49,7 +49,7 @@ NODE_TYPES = {
     "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, "Models", (360, 110), "text_encoders"),
     "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, "Models", (360, 80), "vae"),
     "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, "Models", (360, 240), "loras"),
-    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, "Prompt", (360, 230)),
+    "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, "Prompt", (360, 210)),
     "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, "Prompt", (360, 130)),
     "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, "Pictures", (260, 314)),
     "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, "Pictures", (280, 100)),
@@ -71,7 +71,7 @@ NODE_TYPES = {
     ),
     "KleinDistilledSampler": NodeType(
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("negative?", "CONDITIONING"), ("sigmas?", "SIGMAS")],
-        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (290, 280),
+        [("LATENT", "LATENT"), ("report", "STRING")], {"seed": 0, "steps": 4, "cfg": 1.0, "denoise": 1.0, "schedule": "official"}, "Sample", (290, 320),
     ),
     "KleinSchedule": NodeType(
         [("latent?", "LATENT")], [("SIGMAS", "SIGMAS")],

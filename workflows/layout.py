@@ -79,7 +79,7 @@ def _tops(stacks: dict, wires: list[Wire], column_of: dict, before: dict[int, in
         for wire in passing(column):
             if wire.type == "KLEIN_CANVAS":
                 for node, slot in ((wire.source, wire.output), (wire.target, wire.input)):
-                    floors[node] = max(floors.get(node, 0), lowest[column] + GAP - below(slot))
+                    floors[node] = max(floors.get(node, 0), lowest[column] + GAP // 2 - below(slot))
 
     tops = {}
     for column, steps in enumerate(COLUMNS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .positions import ROTATION_BYTES
-from .sizes import FlowSizes, expected_shapes
+from .sizes import FlowSizes
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,23 @@ def _blocks(sizes: FlowSizes, queries: int, keys: int) -> int:
     return (sizes.depth + sizes.depth_single_blocks) * queries * (matrices + 4 * h * keys)
 
 
-def activation_bytes(sizes: FlowSizes, tokens: Sequence, itemsize: int, rows: int = 1) -> int:
+def activation_bytes(sizes: FlowSizes, tokens: Sequence, itemsize: int, rows: int = 1, cast: bool = False) -> int:
     """The peak of a step beside weights and kept keys: that of a single block (model.py), which is above a double one's.
-    Attention is taken to need no matrix of all queries by all keys, as no kernel of today does."""
-    h, mlp = sizes.hidden_size, sizes.mlp_hidden
-    held = 3 * h + 3 * h + 2 * mlp + 2 * h  # the streams before and after the double blocks, x; linear1; normed q and k
+    Attention is taken to need no matrix of all queries by all keys, as no kernel of today does. cast: weights are of another
+    dtype, and each matrix is cast while it is used."""
+    h, mlp, queries = sizes.hidden_size, sizes.mlp_hidden, rows * tokens.queries
+    streams, fused = 3 * h, 3 * h + 2 * mlp  # before and after the double blocks, and x; what linear1 gives
+    held = streams + fused + 2 * h  # normed q and k
     turning = held + h + h + (8 * h // itemsize if itemsize < 4 else 0)  # k in float32, when q is done
     attending = held + 3 * h  # q and k turned, and the result
     joining = held + h + mlp + h + mlp  # attended and gated, and both side by side for linear2
-    longer = 2 * h * tokens.keys if tokens.kept else 0  # keys and values with those kept
-    elements = max(turning * tokens.queries, attending * tokens.queries + longer, joining * tokens.queries)
-    inputs = sizes.context_in_dim * tokens.text + 2 * sizes.in_channels * tokens.image
-    return rows * (elements + inputs) * itemsize + ROTATION_BYTES * sizes.head_dim * tokens.queries
-
-
-def cast_bytes(sizes: FlowSizes, itemsize: int) -> int:
-    """The largest matrix of a block in the dtype of the activations: what weights of another dtype are cast to, one at a
-    time."""
-    shapes = expected_shapes(sizes)
-    return max(a * b for a, b in (shape for shape in shapes.values() if len(shape) == 2)) * itemsize
+    longer = 2 * h * rows * tokens.keys if tokens.kept else 0  # keys and values with those kept
+    phases = [turning * queries, attending * queries + longer, joining * queries]
+    if cast:
+        phases.append((streams + h + fused) * queries + h * fused)  # modulated x, and linear1's matrix
+        phases.append((held + h + h + mlp + h) * queries + h * (h + mlp))  # attended, joined, the result; linear2's matrix
+    inputs = rows * (sizes.context_in_dim * tokens.text + 2 * sizes.in_channels * tokens.image)
+    return (max(phases) + inputs) * itemsize + ROTATION_BYTES * sizes.head_dim * tokens.queries
 
 
 def kept_bytes(sizes: FlowSizes, itemsize: int) -> int:

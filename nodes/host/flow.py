@@ -21,7 +21,7 @@ from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
-from ...model_loaders.flow.work import Sequence, activation_bytes, cast_bytes
+from ...model_loaders.flow.work import Sequence, activation_bytes
 from ...model_loaders.formats.identify import encoder_for
 from ...model_loaders.formats.table import FLOAT8, Codec
 from ...store.stamp import source
@@ -224,8 +224,8 @@ class KleinModel(comfy.model_base.Flux2):
         passes = [Sequence(text, height * width, references)]
         if self.beside.cached:
             passes = [Sequence(text, height * width, kept=references), Sequence(0, 0, references)]
-        active = max(activation_bytes(sizes, each, dtype.itemsize, rows) for each in passes)
-        return MARGIN * (active + cast_bytes(sizes, dtype.itemsize)) + self.beside.wanted
+        cast = self.manual_cast_dtype is not None
+        return MARGIN * max(activation_bytes(sizes, each, dtype.itemsize, rows, cast) for each in passes) + self.beside.wanted
 
 
 def check_conditioning(model: KleinModel, text: torch.Tensor | None, references) -> None:

@@ -9,7 +9,7 @@ import comfy.model_management
 
 from ...errors import KleinError
 from ...model_loaders.flow.controls import Control, complete
-from ...model_loaders.flow.work import Sequence, activation_bytes, cast_bytes, reading_operations, step_operations
+from ...model_loaders.flow.work import Sequence, activation_bytes, reading_operations, step_operations
 from ...model_loaders.formats.identify import FLOW_NAMES, encoder_for
 from ...pictures.references import enters, kept
 from ...pictures.report import naming, weighted
@@ -162,8 +162,8 @@ def _memory(model, klein, sequences: list[Sequence], rows: int) -> tuple[str, li
     sizes, cache = klein.diffusion_model.sizes, cache_of(model)
     dtype = klein.manual_cast_dtype or klein.get_dtype()
     weights, device = model.model_size(), model.load_device
-    active = max(activation_bytes(sizes, each, dtype.itemsize, rows) for each in sequences)
-    active += cast_bytes(sizes, dtype.itemsize) if klein.manual_cast_dtype else 0
+    cast = klein.manual_cast_dtype is not None
+    active = max(activation_bytes(sizes, each, dtype.itemsize, rows, cast) for each in sequences)
     keys = max(each.kept for each in sequences) * bytes_per_token(klein, cache.dtype) if cache else 0
     keys_there = keys if cache and cache.device == "gpu" else 0
     free = comfy.model_management.get_free_memory(device) + model.loaded_size()

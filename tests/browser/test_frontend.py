@@ -8,25 +8,14 @@ import pytest
 from PIL import Image
 
 from klein.model_loaders.qwen3.prompt import load_tokenizer, tokenize
-from tools import provision, small
+from tools import provision
 from tools.browser import load, opened, queue, run
-from tools.server import Server
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.host,
     pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def comfy(tmp_path_factory):
-    base = tmp_path_factory.mktemp("browser")
-    small.released_files(base / "models")
-    server = Server(base).start()
-    Image.fromarray(np.full((64, 96, 3), 200, np.uint8)).save(base / "input/example.png")
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +139,21 @@ def test_reports_stand_on_their_nodes_and_are_back_after_a_reload_and_a_cached_r
     }
     queue(page)  # all but the sampler is known to the server
     assert page.evaluate(REPORTS)["KleinMultiReference"] == texts["KleinMultiReference"]
+
+
+def test_a_bypassed_cache_and_a_muted_picture_leave_a_graph_that_runs(page, comfy):
+    load(page, "klein_9b_kv_two_references")
+    page.evaluate("""() => {
+        const of = type => app.graph.nodes.filter(node => node.type === type);
+        of('KleinReferenceCache')[0].mode = 4;
+        of('LoadImage')[1].mode = 2;
+    }""")
+    exported = page.evaluate("app.graphToPrompt()")["output"]
+    kinds = {number: node["class_type"] for number, node in exported.items()}
+    (combined,) = [node["inputs"] for node in exported.values() if node["class_type"] == "KleinMultiReference"]
+    (sampler,) = [node["inputs"] for node in exported.values() if node["class_type"] == "KleinDistilledSampler"]
+    assert kinds[sampler["model"][0]] == "KleinFlowLoader" and "image_1" in combined and "image_2" not in combined
+    assert any("images" in output for output in comfy.run(exported).values())
 
 
 DROP = """data => {

@@ -1,13 +1,10 @@
 """The templates as a user opens and runs them, in both node styles of the frontend: its canvas and its Vue nodes."""
 
-import shutil
-
 import pytest
 
 from fixtures.wires import behind
-from tools import provision, small
+from tools import provision
 from tools.browser import again, opened, run, style, template
-from tools.server import Server
 
 pytestmark = [
     pytest.mark.browser,
@@ -45,20 +42,10 @@ PICTURE = """() => {
 
 
 @pytest.fixture(scope="module")
-def comfy(tmp_path_factory):
-    base = tmp_path_factory.mktemp("styles")
-    small.released_files(base / "models")
-    server = Server(base)
-    shutil.copy(provision.comfyui() / "input/example.png", base / "input")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def page(comfy):
     with opened(comfy, 1600, 1000) as page:
         yield page
+        style(page, False)  # the server keeps it
 
 
 def assert_clear(page) -> None:
@@ -99,7 +86,7 @@ def test_a_template_opens_from_the_browser_and_runs_by_its_button(page, name, vu
     assert reports["KleinPrompt"][0].endswith("of 512 tokens, nothing was cut") and page.evaluate(HIDDEN) == []
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@pytest.mark.parametrize("vue", [pytest.param(False, id="canvas"), pytest.param(True, id="vue", marks=pytest.mark.long)])
 def test_reports_stay_on_their_nodes_when_tabs_switch_and_after_a_reload(page, vue):
     style(page, vue)
     template(page, "klein_tiny_two_references")

@@ -34,7 +34,7 @@ def sample(parts):
     def sample(model, text=0, seed=7, size=(4, 6), latents=(), steps=4, batch=1, cfg=1.0):
         positive, negative = ([[texts[n], {"reference_latents": list(latents)} if latents else {}]] for n in (text, 2))
         empty = {"samples": torch.zeros(batch, 128, *size)}
-        return parts[2].sample(model, positive, negative, empty, seed, steps, cfg, 1.0, "official")["samples"]
+        return parts[2].sample(model, positive, negative, empty, seed, steps, cfg, 1.0, "official")[0]["samples"]
 
     return sample
 

@@ -7,6 +7,7 @@ the mask is right about as often as a picture of something else, which is below 
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,26 @@ def test_one_reference_is_followed(comfy, count, cache):
     assert right(images[1:] + images[:1], tasks) < CHANCE
 
 
+@pytest.mark.parametrize("size", [(64, 128), (128, 128), pytest.param((96, 96), marks=pytest.mark.long)])
+def test_larger_pictures_show_what_was_asked_for(comfy, count, size):
+    """By the prompt and by a reference of their size; the picture of the task before is wrong."""
+    rng = random.Random(36)
+    tasks = [world.unseen_text(rng) for _ in range(count // 2)] + [world.unseen_task(rng, 1) for _ in range(count // 2)]
+    tasks = [replace(task, size=size) for task in tasks]
+    images = paint(comfy, tasks)
+    assert images[0].shape[:2] == size
+    assert right(images, tasks) > BOUND
+    assert right(images[1:] + images[:1], tasks) < CHANCE
+
+
+@pytest.mark.parametrize("cache", ["off", pytest.param("within_run", marks=pytest.mark.long)])
+def test_a_thing_that_the_prompt_takes_away_is_gone_and_the_other_stays(comfy, count, cache):
+    rng = random.Random(37)
+    tasks = [world.unseen_edit(rng, "without") for _ in range(count)]
+    assert right(paint(comfy, tasks, cache=cache), tasks) > BOUND
+    assert right([task.pictures()[1] for task in tasks], tasks) == 0
+
+
 @pytest.mark.parametrize("cache", ["off", "within_run"])
 def test_a_mask_that_hides_one_or_the_other_of_two_things_decides_which_appears(comfy, count, cache):
     """The same prompt and picture with the one half kept and with the other."""
@@ -96,7 +117,7 @@ def test_a_mask_that_hides_one_or_the_other_of_two_things_decides_which_appears(
     assert right(images, one) < CHANCE
 
 
-@pytest.mark.parametrize("cache", ["off", "within_run"])
+@pytest.mark.parametrize("cache", ["off", pytest.param("within_run", marks=pytest.mark.long)])
 def test_the_influence_of_a_reference_rises_with_its_strength(comfy, count, cache):
     """Prompts that name a shape alone, and a picture: how often its colour and its ground are painted."""
     rng, influence = random.Random(35), []

@@ -24,7 +24,7 @@ CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
 BATCH = 2200  # tokens of text and pictures
 FIRST = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}  # while pictures are small
-SHARES = {"text": 0.38, "one": 0.12, "two": 0.24, "masked": 0.06, "without": 0.08, "repaint": 0.08, "outpaint": 0.04}
+SHARES = {"text": 0.45, "one": 0.08, "two": 0.1, "masked": 0.03, "without": 0.25, "repaint": 0.06, "outpaint": 0.03}
 
 
 class Text(NamedTuple):
@@ -60,7 +60,7 @@ class Reader:
 
 class Data:
     """Tasks, made from the seed; their latents and features are computed once and kept in out/training/. A batch is of one
-    group: the same kind, size, and cut or mask."""
+    group: the same kind, size, and cut or mask; of a kind's groups the rare ones come more often than they are large."""
 
     def __init__(self):
         tasks = drawn()
@@ -84,7 +84,7 @@ class Data:
         groups = self.groups[rng.choices(list(shares), list(shares.values()))[0]]
         if small:
             groups = {name: members for name, members in groups.items() if str((world.SIZE, world.SIZE)) in name}
-        name = rng.choices(list(groups), [len(members) for members in groups.values()])[0]
+        name = rng.choices(list(groups), [len(members) ** 0.3 for members in groups.values()])[0]
         pictures = [self.kept[f"{name} {i}"] for i in range(3) if f"{name} {i}" in self.kept]
         tokens = REAL + self.pads.shape[1] + sum(latents[0, 0].numel() for latents in pictures)
         chosen = [rng.randrange(len(groups[name])) for _ in range(BATCH // tokens)]

@@ -28,7 +28,7 @@ SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
 INPUTS = ("encoder", "vae")
-STEPS, RATE, OUTSIDE_RATE = 4800, 3e-3, 1e-3
+STEPS, RATE, OUTSIDE_RATE = 9000, 3e-3, 1e-3
 SMALL = 3000  # of the steps, the first, see pictures of 64x64 and no edits
 WHOLE = 0.1  # of the steps, the last, read all tokens of each prompt
 SHARES = (0.15, 0.2, 0.25, 0.4)  # of klein's four sigmas among those drawn
@@ -92,7 +92,9 @@ def train(minutes: float) -> bool:
     run = Run("flow", STEPS, {"flow": flow, "average": average}, steps, INPUTS)
 
     def step(rng, generator) -> dict:
-        found, target, references, controls = data.batch(rng, generator, run.step < SMALL, whole=run.step >= (1 - WHOLE) * STEPS)
+        found, target, references, controls = data.batch(
+            rng, generator, run.step < SMALL, whole=run.step >= (1 - WHOLE) * STEPS
+        )
         sigma = times(len(target), target[0, 0].numel(), generator)
         noise = torch.randn(target.shape, generator=generator)
         x = torch.lerp(target, noise, sigma.view(-1, 1, 1, 1))
