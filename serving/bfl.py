@@ -113,6 +113,6 @@ async def sample(request: web.Request, settings: Settings) -> web.Response:
 
 ROUTES = [
     Route("GET", f"{BASE}/get_result", result, failure, "Black Forest Labs: whether a task's picture is there", places=(Place("query", "id"),)),
-    Route("GET", f"{BASE}/sample/{{id}}", sample, failure, "The picture of a task", places=(Place("path", "id"),), gives=PAINTED),
     Route("POST", f"{BASE}/{{model}}", submit, failure, "Black Forest Labs: a task, and where its picture will be", BODY, (Place("path", "model", "model"),)),
+    Route("GET", f"{BASE}/sample/{{id}}", sample, failure, "The picture of a task", places=(Place("path", "id"),), gives=PAINTED),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Eight agents at once for a while: nothing lost, nothing mixed up, nobody left behind.
 
-Memory is told, not bounded: the host's history keeps 63 kB a run, and the pack's store what prompts and references came to."""
+Memory is told, not bounded: the host's history keeps some 50 kB a run, and the pack's store what prompts and references came to."""
 
 import json
 import random
