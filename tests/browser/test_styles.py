@@ -34,6 +34,10 @@ HIDDEN = """() => app.graph.nodes.flatMap(node => {
     const seen = line.height > 3 && box.height >= line.height * 0.9;
     return seen ? [] : [node.type];
 })"""
+NEW = """() => {  // a prompt that the server has not cached
+    const prompt = app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(widget => widget.name === 'text');
+    prompt.value += ' '.repeat(1 + Date.now() % 1000);
+}"""
 PICTURE = """() => {
     const node = app.graph.nodes.find(node => node.type === 'SaveImage');
     const images = [...(node.imgs || []), ...document.querySelectorAll(`[data-node-id="${node.id}"] img`)];
@@ -89,6 +93,7 @@ def test_a_template_opens_from_the_browser_and_runs_by_its_button(page, name, vu
 def test_reports_stay_on_their_nodes_when_tabs_switch_and_after_a_reload(page, vue):
     style(page, vue)
     template(page, "klein_tiny_two_references")
+    page.evaluate(NEW)
     run(page)
     before = page.evaluate(REPORTS)
     assert {"KleinPrompt", "KleinMultiReference"} <= before.keys()
