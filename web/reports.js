@@ -1,6 +1,7 @@
 // A node's report, on the node: each line whole, warnings in amber. It is kept with the node, so that it is there again
-// after a reload, and with a run that the server had cached.
+// after a reload. A node that the server has cached says nothing in a run: what it said is found by all that decides it.
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const KEPT = "klein_report";
 const WARNING = /^Warning:/;
@@ -33,8 +34,68 @@ function show(node, text) {
   node.setDirtyCanvas?.(true, true);
 }
 
+const numbers = new Map(); // of descriptions
+const queued = new Map(); // prompt -> its nodes' numbers
+const said = new Map(); // prompt -> node -> report
+const ended = new Set(); // prompts: a short one has before the page hears its name
+const told = new Map(); // number -> report
+
+// Equal for nodes of one type with the same values and the same nodes before them.
+function numbered(prompt) {
+  const found = {};
+  const linked = (value) => Array.isArray(value) && prompt[value[0]];
+  const number = (id) => {
+    if (found[id] === undefined) {
+      const { class_type, inputs } = prompt[id];
+      const values = Object.entries(inputs).map(([name, value]) => [name, linked(value) ? [number(value[0]), value[1]] : value]);
+      const text = JSON.stringify([class_type, values]);
+      if (!numbers.has(text)) numbers.set(text, numbers.size);
+      found[id] = numbers.get(text);
+    }
+    return found[id];
+  };
+  Object.keys(prompt).forEach(number);
+  return found;
+}
+
+async function settle(prompt) {
+  const [made, reports] = [queued.get(prompt), said.get(prompt)];
+  if (!made || !reports || !ended.has(prompt)) return;
+  for (const each of [queued, said, ended]) each.delete(prompt);
+  for (const [node, text] of Object.entries(reports)) told.set(made[node], text);
+  const shown = numbered((await app.graphToPrompt()).output);
+  for (const node of app.graph.nodes) {
+    const text = told.get(shown[node.id]);
+    if (!text || node.properties[KEPT] === text) continue;
+    node.properties[KEPT] = text;
+    show(node, text);
+  }
+}
+
+const { queuePrompt } = api;
+api.queuePrompt = async function (place, prompt) {
+  const answer = await queuePrompt.apply(this, arguments);
+  if (answer?.prompt_id && prompt?.output) {
+    queued.set(answer.prompt_id, numbered(prompt.output));
+    settle(answer.prompt_id);
+  }
+  return answer;
+};
+
 app.registerExtension({
   name: "klein.reports",
+  setup() {
+    api.addEventListener("execution_start", ({ detail }) => said.set(detail.prompt_id, {}));
+    api.addEventListener("executed", ({ detail }) => {
+      const text = detail.output?.text?.join?.("\n");
+      if (text && said.has(detail.prompt_id)) said.get(detail.prompt_id)[detail.node] = text;
+    });
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"])
+      api.addEventListener(end, ({ detail }) => {
+        ended.add(detail.prompt_id);
+        settle(detail.prompt_id);
+      });
+  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name.startsWith("Klein") || !nodeData.output_name?.includes("report")) return;
     const { onExecuted, onConfigure } = nodeType.prototype;

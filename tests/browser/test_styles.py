@@ -104,3 +104,23 @@ def test_reports_stay_on_their_nodes_when_tabs_switch_and_after_a_reload(page, v
     assert page.evaluate(REPORTS) == before and page.evaluate(HIDDEN) == []
     again(page)
     assert page.evaluate(REPORTS) == before and page.evaluate(HIDDEN) == []
+
+
+def test_a_node_that_the_server_has_cached_says_in_another_tab_what_it_said(page):
+    style(page, False)
+    template(page, "klein_tiny_two_references")
+    page.evaluate(NEW)
+    run(page)
+    before = page.evaluate(REPORTS)
+    text = page.evaluate(
+        "app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(each => each.name === 'text').value"
+    )
+    template(page, "klein_tiny_two_references")
+    assert page.evaluate(REPORTS) == {}
+    page.evaluate(
+        "text => app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(each => each.name === 'text').value = text",
+        text,
+    )
+    run(page)
+    page.wait_for_function(f"() => Object.keys(({REPORTS})()).length === {len(before)}")
+    assert page.evaluate(REPORTS) == before
