@@ -52,20 +52,21 @@ def measure(folder, rounds: int, put) -> list[Row]:
 def kept(url: str, servers: list[Server], agents: int, rounds: int) -> float:
     """The share of calls, in a random order, of agents that have new references each round."""
     rng = random.Random(5)
-    counts = [sum(told(server, what) for server in servers) for what in ("kept from an earlier run", "computed")]
+    before = told(servers)
     for _ in range(rounds):
         references = [[picture(rng) for _ in range(2)] for _ in range(agents)]
         order = [each for each in references for _ in range(CALLS)]
         rng.shuffle(order)
         for pictures in order:
             edit(url, pictures)
-    after = [sum(told(server, what) for server in servers) for what in ("kept from an earlier run", "computed")]
-    found, made = (b - a for a, b in zip(counts, after, strict=True))
+    found, made = (b - a for a, b in zip(before, told(servers), strict=True))
     return found / (found + made)
 
 
-def told(server: Server, what: str) -> int:
-    return sum("Klein reference cache:" in line and line.endswith(what) for line in server.log.read_text().splitlines())
+def told(servers: list[Server]) -> list[int]:
+    """How often their logs say that keys were kept, and computed."""
+    lines = [line for server in servers for line in server.log.read_text().splitlines() if "Klein reference cache:" in line]
+    return [sum(line.endswith(how) for line in lines) for how in ("kept from an earlier run", "computed")]
 
 
 def edit(url: str, pictures: list[bytes]) -> None:

@@ -7,8 +7,6 @@ cold start. The ratio is to the cold prompt.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import statistics
 import time
@@ -28,11 +26,11 @@ ENCODER, FLOW = "qwen_3_8b.safetensors", "flow.safetensors"
 BLOCK = 2**24  # bytes of random weights, repeated
 
 
-def tensors() -> dict[str, tuple[str, list[int]]]:
-    """Name -> dtype, shape: matrices of the layers in fp8, the rest in bf16, as the fp8 files of the field."""
+def tensors() -> dict[str, tuple[str, int, tuple[int, ...]]]:
+    """As small.header takes them: matrices of the layers in fp8, the rest in bf16, as the fp8 files of the field."""
     found = {}
     for name, p in Qwen3Encoder(SIZES, device="meta").model.named_parameters():
-        found[name] = "F8_E4M3" if p.ndim == 2 and "layers" in name else "BF16", list(p.shape)
+        found[name] = (*(("F8_E4M3", 1) if p.ndim == 2 and "layers" in name else ("BF16", 2)), tuple(p.shape))
         if name.startswith("layers.0."):
             found |= {name.replace("layers.0.", f"layers.{n}."): found[name] for n in range(LAYERS)}
     return {f"model.{name}": found[name] for name in sorted(found)}
@@ -42,19 +40,14 @@ def write(path: Path) -> Path:
     rng = np.random.default_rng(0)
     small_numbers = (rng.integers(0, 32, BLOCK, dtype=np.uint8) | (rng.integers(0, 2, BLOCK, dtype=np.uint8) << 7)).tobytes()
     ones = np.full(BLOCK // 2, 0x3F80, dtype=np.uint16).tobytes()
-    header, end, contents = {}, 0, []
-    for name, (dtype, shape) in tensors().items():
-        size = math.prod(shape) * (1 if dtype == "F8_E4M3" else 2)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        contents.append((small_numbers if dtype == "F8_E4M3" else ones, size))
-        end += size
-    text = json.dumps(header).encode()
+    blocks = {1: small_numbers, 2: ones}  # by the bytes of an element
+    start, sizes = small.header(found := tensors())
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for block, size in contents:
-            for start in range(0, size, BLOCK):
-                file.write(block[: min(BLOCK, size - start)])
+        file.write(start)
+        for (_, itemsize, _), size in zip(found.values(), sizes, strict=True):
+            for done in range(0, size, BLOCK):
+                file.write(blocks[itemsize][: min(BLOCK, size - done)])
         file.flush()
         os.fsync(file.fileno())
     return path

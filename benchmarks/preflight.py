@@ -3,8 +3,6 @@ real sizes, whose files are nothing but a header over a hole."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
 import weakref
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from klein.model_loaders.flow.model import Flow
 from klein.model_loaders.flow.sizes import FlowSizes, expected_shapes
 from klein.model_loaders.flow.work import Sequence, activation_bytes
-from tools import inprocess
+from tools import inprocess, small
 
 from .table import Row
 
@@ -67,16 +65,7 @@ def peak(hidden: int, dtype: torch.dtype, side: int, references: int, kept: bool
 
 def hollow(path: Path, sizes: FlowSizes) -> Path:
     """A flow model's file of these sizes in bf16, of a header and a hole."""
-    header, end = {}, 0
-    for name, shape in expected_shapes(sizes).items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return path
+    return small.hollow(path, {name: ("BF16", 2, shape) for name, shape in expected_shapes(sizes).items()})
 
 
 def measure(folder: Path) -> list[Row]:

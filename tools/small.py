@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -295,6 +297,27 @@ def fp8_state(state: dict, scheme: str, layers=r"(double|single)_blocks.*|.*_pro
 def save(state: dict, path: Path, metadata: dict | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
+    return path
+
+
+def header(tensors: dict[str, tuple[str, int, Sequence[int]]]) -> tuple[bytes, list[int]]:
+    """The start of a safetensors file, for tensors that are written by hand in this order: name -> (its name of the dtype,
+    bytes of an element, shape); and the bytes of each."""
+    said, end, sizes = {}, 0, []
+    for name, (dtype, itemsize, shape) in tensors.items():
+        sizes.append(itemsize * math.prod(shape))
+        said[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + sizes[-1]]}
+        end += sizes[-1]
+    text = json.dumps(said).encode()
+    return len(text).to_bytes(8, "little") + text, sizes
+
+
+def hollow(path: Path, tensors: dict[str, tuple[str, int, Sequence[int]]]) -> Path:
+    """A file of this header and a hole, which reads as zeros and takes no disk."""
+    start, sizes = header(tensors)
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + sum(sizes))
     return path
 
 

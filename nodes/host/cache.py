@@ -172,7 +172,8 @@ class Run:
         foreign = objects or wrappers or hooks
         name = None if foreign else kept.name_of(self.patcher(), self.storage, like, key=repr(others))
         if name is None:
-            logging.warning("Klein reference cache: kept in memory only, as the model has patches that cannot be told again.")
+            why = kept.hindrance(self.patcher().model) or "the model has patches that cannot be told again"
+            logging.warning(f"Klein reference cache: kept in memory only, as {why}.")
             return make(), "computed"
         found = kept.load(name, self.storage, flow.sizes, like.device)
         if found is not None:

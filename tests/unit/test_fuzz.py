@@ -6,7 +6,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from fixtures.damage import EITHER, KINDS, REFUSED, SAME, VALUES, check, tensors
+from fixtures.damage import EITHER, KINDS, REFUSED, SAME, VALUES, check, check_each, tensors
 from tools import small
 
 ROUNDS = [10, pytest.param(40, marks=pytest.mark.long)]  # of each kind on each file
@@ -44,12 +44,7 @@ def good(tmp_path_factory):
 @pytest.mark.parametrize("rounds", ROUNDS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_damaged_file_is_refused_or_is_the_same_model(good, tmp_path, kind, rounds):
-    for name, (role, state, metadata, want) in good.items():
-        for seed in range(rounds):
-            rng = random.Random(f"{kind.__name__} {name} {seed}")
-            damaged, more, expected = kind(rng, role, state, metadata)
-            path = small.save(damaged, tmp_path / "model.safetensors", more)
-            check(role, path, want, expected, f"{name}, {kind.__name__} {seed}")
+    check_each(good, kind, rounds, tmp_path)
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
