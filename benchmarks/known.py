@@ -67,7 +67,8 @@ def graph(prompt: str) -> dict:
         positive=made.put("KleinPrompt", clip=clip, text=prompt), latent_image=made.put("EmptyFlux2LatentImage", width=64, height=64),
         steps=1,
     )  # fmt: skip
-    made.put("SaveLatent", samples=sampled, filename_prefix="known")
+    vae = made.put("KleinVAELoader", vae_name="klein-tiny-vae.safetensors")
+    made.add("SaveImage", images=made.put("VAEDecode", samples=sampled, vae=vae), filename_prefix="known")
     return made.api()
 
 
