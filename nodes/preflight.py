@@ -31,6 +31,12 @@ class KleinPreflight(io.ComfyNode):
                 References.Input("references", optional=True, tooltip="Counted where the conditioning has none."),
                 io.Int.Input("steps", optional=True, **STEPS),
                 io.Float.Input("cfg", optional=True, **CFG),
+                io.String.Input(
+                    "text",
+                    optional=True,
+                    default="",
+                    tooltip="The prompt, where no conditioning is there: looked at before the encoder reads it.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="As it came in."),
@@ -49,10 +55,10 @@ class KleinPreflight(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model=None, clip=None, vae=None, positive=None, latent_image=None, references=None, steps=4, cfg=1.0
+        cls, model=None, clip=None, vae=None, positive=None, latent_image=None, references=None, steps=4, cfg=1.0, text=""
     ) -> io.NodeOutput:
         given = dict(
             model=model, clip=clip, vae=vae, positive=positive, latent_image=latent_image, references=references, steps=steps, cfg=cfg
         )  # fmt: skip
-        check(cls, **given)
-        return with_report(*given.values(), preflight(*given.values()))
+        check(cls, **given, text=text)
+        return with_report(*given.values(), preflight(*given.values(), text))

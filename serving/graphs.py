@@ -9,11 +9,7 @@ from .job import Job
 def graph(job: Job, seed: int, prefix: str) -> Graph:
     """prefix: of the saved file; one of its own each time, as a host that finds a graph wholly unchanged saves nothing."""
     graph = Graph("klein_http", job.model.id)
-    model = graph.put("KleinFlowLoader", flow_name=job.model.flow)
-    clip = graph.put("KleinQwen3EncoderLoader", encoder_name=job.model.encoder)
-    vae = graph.put("KleinVAELoader", vae_name=job.model.vae)
-    if job.model.keeps and job.references:
-        model = graph.put("KleinReferenceCache", model=model, mode="across_runs")
+    model, clip, vae = loaders(graph, job)
     prompts = {"positive": graph.put("KleinPrompt", clip=clip, text=job.prompt)}
     if job.guidance > 1:
         prompts["negative"] = graph.put("KleinPrompt", clip=clip, text="")
@@ -40,6 +36,29 @@ def graph(job: Job, seed: int, prefix: str) -> Graph:
         image = graph.put("KleinCanvasRestore", image=image, canvas=canvas)
     graph.add("SaveImage", images=image, filename_prefix=prefix)
     return graph
+
+
+def look(job: Job) -> Graph:
+    """What Klein Preflight says of a job, which is not run."""
+    graph = Graph("klein_http_preflight", job.model.id)
+    model, clip, vae = loaders(graph, job)
+    latent = {}
+    if job.size:
+        latent["latent_image"] = graph.put("EmptyFlux2LatentImage", width=job.size[0], height=job.size[1])
+    references = chain(graph, [graph.put("LoadImage", image=name) for name in job.references])
+    graph.add(
+        "KleinPreflight", model=model, clip=clip, vae=vae, **latent, **references, steps=job.steps, cfg=job.guidance, text=job.prompt
+    )  # fmt: skip
+    return graph
+
+
+def loaders(graph: Graph, job: Job) -> tuple[Link, Link, Link]:
+    model = graph.put("KleinFlowLoader", flow_name=job.model.flow)
+    clip = graph.put("KleinQwen3EncoderLoader", encoder_name=job.model.encoder)
+    vae = graph.put("KleinVAELoader", vae_name=job.model.vae)
+    if job.model.keeps and job.references:
+        model = graph.put("KleinReferenceCache", model=model, mode="across_runs")
+    return model, clip, vae
 
 
 def chain(graph: Graph, images: list[Link]) -> dict[str, Link]:

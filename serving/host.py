@@ -66,7 +66,19 @@ async def looks(prompt_id: str) -> AsyncIterator[None]:
 
 
 def saved(prompt_id: str) -> Path:
-    """The one picture that a run which has ended has saved. Refused when it failed."""
+    """The one picture that a run which has ended has saved."""
+    (image,) = [image for output in ended(prompt_id) for image in output.get("images", ())]
+    return Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])
+
+
+def said(prompt_id: str) -> str:
+    """The one text that a run which has ended has shown."""
+    (text,) = [text for output in ended(prompt_id) for text in output.get("text", ())]
+    return text
+
+
+def ended(prompt_id: str) -> list[dict]:
+    """What the nodes of a run have shown. Refused when it failed."""
     entry = server().prompt_queue.get_history(prompt_id=prompt_id).get(prompt_id)
     if entry is None:
         raise Refused("The run was removed from the host's queue: ask again.")
@@ -76,8 +88,7 @@ def saved(prompt_id: str) -> Path:
         if kind == "execution_error":
             known = message["exception_type"].endswith(("KleinError", "Refused"))
             raise Refused(message["exception_message"].strip(), "", 400 if known else 500)
-    (image,) = [image for output in entry["outputs"].values() for image in output.get("images", ())]
-    return Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])
+    return list(entry["outputs"].values())
 
 
 class Previews:

@@ -36,7 +36,8 @@ PICTURE = {
         {"type": "object", "properties": {"image_url": CODED}, "required": ["image_url"], "additionalProperties": False},
     ]
 }
-PICTURES = {name: {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]} for name in ("image", "image[]", "images", MASK)}
+IMAGES = ("image", "image[]", "images")
+PICTURES = {name: {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]} for name in (*IMAGES, MASK)}
 GENERATION, EDIT = Body(NAMES, NEUTRAL, {}), Body(NAMES, NEUTRAL, PICTURES, form=True)
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
@@ -55,30 +56,34 @@ async def models(request: web.Request, settings: Settings) -> web.Response:
 
 
 async def generations(request: web.Request, settings: Settings) -> web.StreamResponse:
-    asked, files = await body(request, settings)
+    values, files = await body(request, settings)
     if files:
         raise Refused(f"{files[0].name} is a file, expected JSON: send pictures to /v1/images/edits.", files[0].name)
-    made = await job(read(asked, GENERATION), [], None, settings)
+    made = await job(read(values, GENERATION), [], None, settings)
     return await answer(request, settings, made, "image_generation")
 
 
 async def edits(request: web.Request, settings: Settings) -> web.StreamResponse:
-    asked, files = await body(request, settings)
-    fields = read(asked, EDIT)
-    given = [Field(name, asked[name]) for name in PICTURES if asked.get(name) is not None] + files
-    images, masks = [], []
-    for each in given:
-        if each.name not in PICTURES:
-            raise Refused(
-                f"{each.name[:80]!r} is no place for a picture, expected image, image[] or mask: change it.", each.name
-            )
-        (masks if each.name == MASK else images).extend(sources(each))
+    fields, images, masks = await asked(request, settings, EDIT)
     if not images:
         raise Refused("image is missing: give the pictures to edit, or ask /v1/images/generations.", "image")
     if len(masks) > 1:
         raise Refused(f"{len(masks)} masks are given, expected one: leave some out.", MASK)
     made = await job(fields, images, masks[0] if masks else None, settings, transparent=True)
     return await answer(request, settings, made, "image_edit")
+
+
+async def asked(request: web.Request, settings: Settings, takes: Body) -> tuple[dict[str, Field], list[Field], list[Field]]:
+    """The fields of a job, the pictures and the masks of a request."""
+    values, files = await body(request, settings)
+    fields = read(values, takes)
+    images, masks = [], []
+    for each in [Field(name, values[name]) for name in takes.others if values.get(name) is not None] + files:
+        if each.name not in takes.others:
+            places = " or ".join(name for name in (*IMAGES[:2], MASK) if name in takes.others)
+            raise Refused(f"{each.name[:80]!r} is no place for a picture, expected {places}: change it.", each.name)
+        (masks if each.name == MASK else images).extend(sources(each))
+    return fields, images, masks
 
 
 def sources(field: Field) -> list[Field]:

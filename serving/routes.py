@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..errors import KleinError
 from ..nodes.host.settings import given
-from . import bfl, gateway, openai
+from . import bfl, gateway, openai, preflight
 from .description import document
 from .host import server
 from .http import LEFT, Route, take
@@ -28,7 +28,7 @@ async def health(request: web.Request, settings: Settings) -> web.Response:
 
 # Last is one that nobody else has: aiohttp lets no host start where the next pack's first route has the very same path.
 ROUTES = [
-    *openai.ROUTES, *gateway.ROUTES,
+    *openai.ROUTES, *gateway.ROUTES, *preflight.ROUTES,
     Route("GET", "/v1/openapi.json", description, openai.failure, "This description"),
     Route("GET", "/v1/health", health, openai.failure, "Whether this host takes requests, and how many runs wait", open=True),
     *bfl.ROUTES,

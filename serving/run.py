@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import host
-from .graphs import graph
+from .graphs import graph, look
 from .job import Job
 from .patience import Patience
 from .settings import Settings
@@ -58,6 +58,18 @@ async def queued(job: Job, settings: Settings) -> list[str]:
     runs = [await host.prepare(graph(job, seed, f"klein/{secrets.token_hex(4)}"), job.partials > 0) for seed in job.seeds]
     host.put(runs, settings.queue)
     return [run[0] for run in runs]
+
+
+async def report(job: Job, settings: Settings, patience: Patience) -> str:
+    """What Klein Preflight says of a job."""
+    run = await host.prepare(look(job), False)
+    host.put([run], settings.queue)
+    try:
+        async for _ in host.looks(run[0]):
+            patience()
+        return host.said(run[0])
+    finally:
+        host.cancel(run[0])
 
 
 async def pictures(job: Job, runs: list[str], patience: Patience) -> AsyncIterator[Picture | Partial]:

@@ -80,7 +80,7 @@ NODE_TYPES = {
     "KleinPreflight": NodeType(
         [("model?", "MODEL"), ("clip?", "CLIP"), ("vae?", "VAE"), ("positive?", "CONDITIONING"), ("latent_image?", "LATENT"), ("references?", "KLEIN_REFERENCES")],
         [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"), ("positive", "CONDITIONING"), ("latent_image", "LATENT"), ("references", "KLEIN_REFERENCES"), ("steps", "INT"), ("cfg", "FLOAT"), ("report", "STRING")],
-        {"steps": 4, "cfg": 1.0}, "Canvas", (360, 460),
+        {"steps": 4, "cfg": 1.0, "text": ""}, "Canvas", (360, 500),
     ),
     "KleinEdit": NodeType(
         [("positive", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"), ("mask?", "MASK"), ("negative?", "CONDITIONING"), *((f"image_{i}?", "IMAGE") for i in range(2, 5)), ("references?", "KLEIN_REFERENCES")],

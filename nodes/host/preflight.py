@@ -6,14 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import comfy.model_management
+import torch
 
 from ...errors import KleinError
 from ...model_loaders.flow.controls import Control, complete
 from ...model_loaders.flow.work import Sequence, activation_bytes, reading_operations, step_operations
 from ...model_loaders.formats.identify import FLOW_NAMES, encoder_for
-from ...pictures.references import enters, kept
+from ...pictures.references import Reference, enters, kept, output_canvas
 from ...pictures.report import naming, weighted
-from ...pictures.sizing import fit
+from ...pictures.sizing import Canvas, fit
 from .cache import bytes_per_token, cache_of
 from .combine import references_of
 from .conditioning import controls_of, prompt_of
@@ -38,8 +39,8 @@ class Part:
     control: Control
 
 
-def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: float) -> str:
-    """The report on whatever of these is there. Nothing is loaded, moved or computed."""
+def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: float, text: str) -> str:
+    """The report on whatever of these is there. Nothing is loaded, moved or computed. text: the prompt, where positive has none."""
     klein = model.model if model is not None and isinstance(model.model, KleinModel) else None
     sizes = klein.diffusion_model.sizes if klein else None
     width = _width(clip, positive)
@@ -53,15 +54,18 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
             f"The VAE has latents of {vae.latent_channels} channels, expected {CHANNELS}: load flux2-vae.safetensors in the VAE loader."
         )
     if klein:
-        for text, values in positive or ():
-            check_conditioning(klein, text, values.get("reference_latents") or ())
+        for embeddings, values in positive or ():
+            check_conditioning(klein, embeddings, values.get("reference_latents") or ())
     if latent is not None:
         latent, _ = fitted(latent)
+    elif references and not positive:
+        latent = _combined(references)
     image = None if latent is None else latent_tokens(latent)
 
     parts = _parts(positive, references)
-    text = positive[0][0].shape[1] if positive else TEXT
+    words = positive[0][0].shape[1] if positive else TEXT
     prompt = prompt_of(positive[0][1]) if positive else None
+    prompt = (text or None) if prompt is None else prompt
     table = {
         "model": _model(model, klein),
         "loras": UNKNOWN if model is None else _loras(model),
@@ -71,7 +75,7 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         else f"{encoder_for(width)}, {width} wide{', as the flow model expects' * bool(sizes)}",
         "vae": UNKNOWN if vae is None else f"{CHANNELS} channels",
         "canvas": UNKNOWN if image is None else size_of(latent["samples"]),
-        "tokens": UNKNOWN if image is None else _tokens(text, image, parts),
+        "tokens": UNKNOWN if image is None else _tokens(words, image, parts),
         "steps": f"{steps} at cfg {cfg:g}",
     }
     warnings = advice(model, steps, cfg, latent and latent["samples"]) if model is not None else []
@@ -83,7 +87,7 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         ]
     if klein and image is not None:
         rows = len(latent["samples"]) * (2 if cfg > 1 else 1)
-        sequences = [_sequence(model, text, image, parts, step / steps) for step in range(steps)]
+        sequences = [_sequence(model, words, image, parts, step / steps) for step in range(steps)]
         table["work"] = _work(sizes, sequences, rows)
         table["memory"], more = _memory(model, klein, sequences, rows)
         warnings += more
@@ -125,10 +129,21 @@ def _parts(positive, references) -> list[Part]:
         sizes = [latent.shape[-2] * latent.shape[-1] for latent in latents]
         return [Part(_kept(size, control), control) for size, control in zip(sizes, controls)]
     chosen = list(references or ())
-    several = sum(map(enters, chosen)) > 1
-    canvases = [fit(each.source, "exact", 1.0, several) for each in chosen]
+    canvases = _canvases(chosen)
     controls = [Control(each.strength, kept(each, canvas), each.start, each.end) for each, canvas in zip(chosen, canvases)]
     return [Part(_kept(canvas.tokens, control), control) for canvas, control in zip(canvases, controls)]
+
+
+def _canvases(chosen: list[Reference]) -> list[Canvas]:
+    """As Klein Multi Reference sizes them, unless it is told otherwise."""
+    several = sum(map(enters, chosen)) > 1
+    return [fit(each.source, "exact", 1.0, several) for each in chosen]
+
+
+def _combined(references) -> dict:
+    """The shape of the latent that Klein Multi Reference makes of a chain."""
+    width, height = output_canvas(_canvases(list(references)), 0, 0).size
+    return {"samples": torch.empty(1, CHANNELS, height // 16, width // 16, device="meta")}
 
 
 def _kept(tokens: int, control: Control) -> int:

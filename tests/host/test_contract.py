@@ -31,7 +31,7 @@ CONTRACT = {
     ),
     "KleinExamplePicture": ("picture", "IMAGE MASK"),
     "KleinPreflight": (
-        "model clip vae positive latent_image references steps cfg",
+        "model clip vae positive latent_image references steps cfg text",
         "MODEL CLIP VAE CONDITIONING LATENT KLEIN_REFERENCES INT FLOAT STRING",
     ),
     "KleinSchedule": ("steps schedule denoise latent width height", "SIGMAS"),

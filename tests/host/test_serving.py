@@ -328,6 +328,28 @@ def test_health_is_told_without_a_key(serving):
     assert answer.status == 200 and answer.json["status"] == "ok" and answer.json["most"] == 12
 
 
+def test_preflight_says_what_a_request_would_be_and_what_is_wrong_with_it_and_paints_nothing(serving):
+    """A canvas of the first picture's size, in megapixels as Klein Multi Reference counts them, where none is asked for."""
+    painted = sorted((serving.base / "output").rglob("*.png"))
+    words = {"model": MODEL, "prompt": "image 3 with a (red:1.3) hat", "steps": 4}
+    plain = ask(serving, "/v1/preflight", {**words, **SIDE})
+    assert plain.status == 200 and plain.json["object"] == "preflight", plain.data
+    assert plain.json["report"]["canvas"] == "64x64" and plain.json["report"]["tokens"].startswith("528: text 512 ")
+    assert plain.json["report"]["memory"].endswith(" free on cpu") and "work" in plain.json["report"]
+    assert plain.json["warnings"] == [
+        "the prompt names image 3, but there are 0 references", "(red:1.3) is read as text: klein knows no weights of words",
+    ]  # fmt: skip
+    wide = png(np.zeros((96, 128, 3)))
+    body, kind = form([*((name, str(value)) for name, value in words.items()), ("image[]", wide), ("image[]", shown(CIRCLE))])
+    said = ask(serving, "/v1/preflight", body, kind=kind).json
+    assert said["report"]["canvas"] == "128x96" and "image 2 16 (" in said["report"]["tokens"], said
+    assert said["warnings"][0] == "the prompt names image 3, but there are 2 references"
+    body, kind = form([("model", MODEL), ("prompt", "x"), ("image", wide), ("mask", wide)])
+    refused = ask(serving, "/v1/preflight", body, kind=kind)
+    assert refused.status == 400 and "no place for a picture, expected image or image[]" in refused.json["error"]["message"]
+    assert sorted((serving.base / "output").rglob("*.png")) == painted
+
+
 def test_the_kv_model_keeps_references_across_runs(serving):
     openai(serving, {"model": "flux-2-klein-9b-kv", "prompt": PROMPT}, [shown(CIRCLE)])
     assert graph_of(serving)["KleinReferenceCache"]["mode"] == "across_runs"

@@ -17,7 +17,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 def test_the_description_names_all_our_routes_and_what_their_tables_take(serving):
     said = ask(serving, "/v1/openapi.json").json
     assert {(method, path) for path, each in said["paths"].items() for method in each} == {
-        ("get", "/v1/models"), ("get", "/v1/openapi.json"), ("get", "/v1/health"), ("post", "/v1/images/generations"), ("post", "/v1/images/edits"),
+        ("get", "/v1/models"), ("get", "/v1/openapi.json"), ("get", "/v1/health"), ("post", "/v1/preflight"), ("post", "/v1/images/generations"), ("post", "/v1/images/edits"),
         ("get", "/bfl/v1/get_result"), ("get", "/bfl/v1/sample/{id}"), ("post", "/bfl/v1/{model}"), ("post", "/v1/ai/image-model"),
     }  # fmt: skip
     body = said["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
