@@ -28,7 +28,7 @@ SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
 INPUTS = ("encoder", "vae")
-STEPS, RATE, OUTSIDE_RATE = 9000, 3e-3, 1e-3
+STEPS, RATE, OUTSIDE_RATE = 8000, 3e-3, 1e-3
 SMALL = 3000  # of the steps, the first, see pictures of 64x64 and no edits
 WHOLE = 0.1  # of the steps, the last, read all tokens of each prompt
 SHARES = (0.15, 0.2, 0.25, 0.4)  # of klein's four sigmas among those drawn
