@@ -19,7 +19,12 @@ class Row:
 
 
 def interleaved(runs: dict, rounds: int) -> dict[str, float]:
-    """Median seconds of each run, all run once to warm up and then in turn `rounds` times."""
+    """Median seconds of each run."""
+    return {name: statistics.median(values) for name, values in timed(runs, rounds).items()}
+
+
+def timed(runs: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, all run once to warm up and then in turn `rounds` times."""
     times = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -28,7 +33,7 @@ def interleaved(runs: dict, rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def markdown(rows: list[Row]) -> str:
