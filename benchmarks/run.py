@@ -16,10 +16,10 @@ import torch
 
 from tools import inprocess
 
-from . import editing, encode, formats, known, load, preflight, references, serving, step
+from . import editing, encode, formats, full, known, load, preflight, references, serving, step
 from .table import markdown
 
-PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight", "known", "serving")
+PARTS = ("step", "references", "encode", "load", "formats", "editing", "preflight", "known", "full", "serving")
 
 
 def main() -> None:
@@ -47,6 +47,8 @@ def main() -> None:
             rows += preflight.measure(folder)
         if "known" in options.parts:
             rows += known.measure(folder / "known", min(options.rounds, 3))
+        if "full" in options.parts:
+            rows += full.measure(folder / "full")
         if "serving" in options.parts:
             rows += serving.measure(folder, options.rounds)
     import comfyui_version

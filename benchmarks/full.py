@@ -1,0 +1,118 @@
+"""The full sizes in a real host: klein 9B in fp8 and in Q4_K and Qwen3-8B in fp8, random weights. From a file's name to a MODEL,
+and one step of 256x256 behind a prompt; the peak of anonymous memory (what is not mapped from files) over that of the host
+before, with the bytes of the weights against those bytes. Linux only; it writes 24 GB.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from klein.model_loaders.flow.sizes import FlowSizes, expected_shapes
+from tools import small_gguf
+from tools.server import Server, anonymous_bytes
+from workflows.graph import Graph
+
+from . import synthetic
+from .table import Row
+
+KLEIN_9B = FlowSizes(128, 12288, 4096, 32, 12288, 8, 24)
+ENCODER = "qwen_3_8b.safetensors"
+
+
+def measure(folder: Path) -> list[Row]:
+    models, shapes = folder / "models", expected_shapes(KLEIN_9B)
+    encoder = synthetic.write(models / "text_encoders" / ENCODER, synthetic.encoder(), lambda name: "layers" in name)
+    flows = {
+        "fp8": synthetic.write(models / "diffusion_models/klein-9b-fp8.safetensors", shapes, blocks),
+        "Q4_K": q4_k(models / "diffusion_models/klein-9b-q4_k.gguf", shapes),
+    }
+    rows = []
+    for name, path in flows.items():
+        for each in (path, encoder):
+            synthetic.forget(each)
+        server = Server(folder).start()
+        try:
+            seconds, peak = watched(server, look(path.name))
+            rows += said(f"9B {name}, {gigabytes(path):.2f} GB: from its name to a MODEL", seconds, peak, path.stat().st_size)
+            seconds, peak = watched(server, step(path.name))
+            (latent,) = (folder / "output/latents").glob(f"{path.stem}*.latent")
+            assert torch.isfinite(load_file(latent)["latent_tensor"]).all(), "the latent is not finite"
+            both = path.stat().st_size + encoder.stat().st_size
+            what = (
+                f"9B {name} and 8B fp8, {gigabytes(path) + gigabytes(encoder):.1f} GB: a prompt and one step of 256x256, finite"
+            )
+            rows += said(what, seconds, peak, both)
+        finally:
+            server.stop()
+    return rows
+
+
+def blocks(name: str) -> bool:
+    return "_blocks." in name
+
+
+def q4_k(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """Rows of blocks that ggml wrote, in each matrix the same row."""
+    tensors = {}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        if len(shape) == 2 and blocks(name):
+            row = small_gguf.packed("Q4_K", (1, shape[1]), seed)
+            tensors[name] = ("Q4_K", np.broadcast_to(row, (shape[0], row.shape[1])))
+        else:
+            tensors[name] = (torch.randn(shape) / 64 if len(shape) == 2 else torch.ones(shape)).bfloat16()
+    return small_gguf.write(tensors, path)
+
+
+def look(flow: str) -> dict:
+    graph = Graph("full", "full")
+    graph.add("KleinPreflight", model=graph.put("KleinFlowLoader", flow_name=flow))
+    return graph.api()
+
+
+def step(flow: str) -> dict:
+    graph = Graph("full", "full")
+    clip = graph.put("KleinQwen3EncoderLoader", encoder_name=ENCODER)
+    latent = graph.put(
+        "KleinDistilledSampler", model=graph.put("KleinFlowLoader", flow_name=flow),
+        positive=graph.put("KleinPrompt", clip=clip, text="a cat"), latent_image=graph.put("EmptyFlux2LatentImage", width=256, height=256),
+        steps=1,
+    )  # fmt: skip
+    save = {
+        "class_type": "SaveLatent",
+        "inputs": {"samples": [str(latent.node), latent.output], "filename_prefix": f"latents/{Path(flow).stem}"},
+    }
+    return {**graph.api(), "save": save}
+
+
+def watched(server: Server, graph: dict) -> tuple[float, int]:
+    """The seconds of a run, and the peak of the host's anonymous memory over that before."""
+    before, done = anonymous_bytes(server.process.pid), threading.Event()
+    peaks = [before]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peaks.append(anonymous_bytes(server.process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        server.run(graph)
+        return time.perf_counter() - start, max(peaks) - before
+    finally:
+        done.set()
+        watcher.join()
+
+
+def said(what: str, seconds: float, peak: int, weights: int) -> list[Row]:
+    return [Row(what, seconds), Row(f"{what}: peak over the host's", peak / 1e9, 1 + peak / weights, "at most 1.10", "GB")]
+
+
+def gigabytes(path: Path) -> float:
+    return path.stat().st_size / 1e9
