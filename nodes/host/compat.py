@@ -22,6 +22,11 @@ def patcher_class(disable_dynamic: bool = False) -> type:
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)  # the host sets it at start-up
 
 
+def streams_weights() -> bool:
+    """Whether the host has that patcher."""
+    return hasattr(comfy.model_patcher, "CoreModelPatcher")
+
+
 def note_dtypes(module) -> None:
     """Newer hosts cast each weight, when a GPU needs it, to the dtype that its layer was built with: tell them the one
     it was loaded in."""
