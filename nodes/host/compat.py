@@ -27,6 +27,15 @@ def streams_weights() -> bool:
     return hasattr(comfy.model_patcher, "CoreModelPatcher")
 
 
+def file_slice():
+    """What newer hosts, where they stream weights, look for on a mapped tensor to read it from its file in one go; None
+    elsewhere. A tuple of an open file, the lock of its position, the first byte and the number of bytes."""
+    memory = getattr(comfy, "memory_management", None)
+    slice_of = getattr(memory, "TensorFileSlice", None)
+    known = getattr(slice_of, "_fields", None) == ("file_ref", "lock", "offset", "size")
+    return slice_of if known and memory.aimdo_enabled else None
+
+
 def note_dtypes(module) -> None:
     """Newer hosts cast each weight, when a GPU needs it, to the dtype that its layer was built with: tell them the one
     it was loaded in."""

@@ -190,3 +190,54 @@ def test_each_gpu_keeps_its_own_once_and_all_go_together(host, run, kept, parts)
     host.free = 0
     host.free_memory(1, OTHER, for_dynamic=True)
     assert bytes_of(parts, both) == 0 and counted(host) == []
+
+
+@pytest.fixture
+def reads(host, monkeypatch):
+    """reads(module) -> names of the weights that the host's own reader finds in their files, each read anew and compared."""
+    import comfy.memory_management as memory
+
+    def reads(module):
+        found = set()
+        for name, weight in module.named_parameters():
+            weight = getattr(weight, "_qdata", weight)  # an fp8 weight's own numbers
+            again = torch.empty_like(weight)
+            if memory.read_tensor_file_slice_into(weight, again):
+                assert torch.equal(again.view(torch.uint8), weight.view(torch.uint8)), name
+                found.add(name)
+        return found
+
+    monkeypatch.setattr(memory, "aimdo_enabled", True)
+    return reads
+
+
+def test_mapped_weights_carry_their_place_in_the_file(reads, parts, tmp_path):
+    """Those that are cast or put together when they are loaded are in memory anyway."""
+    flow = load_again(parts).model.diffusion_model
+    assert reads(flow) == {name for name, _ in flow.named_parameters()}
+    state = small.flow_state(**small.FLOW)
+    load = inprocess.import_adapter("flow").load_model
+    fp8, metadata, _ = small.fp8_state({name: weight.bfloat16() for name, weight in state.items()}, "metadata")
+    flow = load(small.save(fp8, tmp_path / "fp8.safetensors", metadata)).model.diffusion_model
+    assert {f"{name}.weight" for name, layer in flow.named_modules() if hasattr(layer, "layout_type")} <= reads(flow)
+    assert "double_blocks.0.img_attn.qkv.weight" in reads(flow) and "img_in.weight" not in reads(flow)  # cast to float32
+
+
+def test_an_encoders_too(reads, oracle, tmp_path):
+    adapter = inprocess.import_adapter("encoder")
+    clip = adapter.load_clip(small.save(small.encoder_state(oracle.text_encoder), tmp_path / "encoder.safetensors"))
+    clip.cond_stage_model.read_weights()
+    assert reads(clip.cond_stage_model) == {name for name, _ in clip.cond_stage_model.named_parameters()}
+
+
+def test_a_file_that_was_replaced_is_not_read_anew(reads, parts, tmp_path, monkeypatch):
+    """Between its mapping and the look at its header."""
+    places, operations = inprocess.import_adapter("places"), inprocess.import_adapter("operations")
+    path = small.save(small.flow_state(**small.FLOW), tmp_path / "flow.safetensors")
+
+    def replaced(tensors):
+        small.save(small.flow_state(**small.FLOW), tmp_path / "new").replace(path)
+        places.tell_places(tensors)
+
+    monkeypatch.setattr(operations, "tell_places", replaced)
+    assert reads(inprocess.import_adapter("flow").load_model(path).model.diffusion_model) == set()
