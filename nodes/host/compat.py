@@ -7,6 +7,7 @@ import inspect
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 from comfy_api.latest import io
 
@@ -42,6 +43,11 @@ def note_dtypes(module) -> None:
     archive = getattr(comfy.model_management, "archive_model_dtypes", None)
     if archive:
         archive(module)
+
+
+def fused_rotation():
+    """The host's kernel that rotates queries or keys (x, rotations), where it has one."""
+    return getattr(getattr(comfy.quant_ops, "ck", None), "apply_rope1", None)
 
 
 def clip_options(disable_dynamic: bool) -> dict:
