@@ -2,6 +2,7 @@
 reads. Driven on the CPU: as devices stand `cpu:0` and `cpu:1`, which hosts do not take for the CPU, and as virtual memory a
 count of what a model has there; layers then copy their weights from the mapped file at each call."""
 
+import collections
 import gc
 
 import pytest
@@ -221,6 +222,21 @@ def test_mapped_weights_carry_their_place_in_the_file(reads, parts, tmp_path):
     flow = load(small.save(fp8, tmp_path / "fp8.safetensors", metadata)).model.diffusion_model
     assert {f"{name}.weight" for name, layer in flow.named_modules() if hasattr(layer, "layout_type")} <= reads(flow)
     assert "double_blocks.0.img_attn.qkv.weight" in reads(flow) and "img_in.weight" not in reads(flow)  # cast to float32
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_place_is_where_the_numbers_of_a_weight_lie_and_is_told_only_where_the_host_streams(parts, monkeypatch, streams):
+    """On hosts that do not stream too: read as their loader would."""
+    slice_of = collections.namedtuple("Slice", "file_ref lock offset size")
+    monkeypatch.setattr(inprocess.import_adapter("places"), "file_slice", lambda: slice_of if streams else None)
+    load, (path, *_) = parts[1].cached_patcher_init
+    for name, weight in load(path).model.diffusion_model.named_parameters():
+        place = getattr(weight.untyped_storage(), "_comfy_tensor_file_slice", None)
+        assert (place is not None) == streams, name
+        if place:
+            with place.lock:
+                place.file_ref.seek(place.offset)
+                assert place.file_ref.read(place.size) == weight.view(torch.uint8).numpy().tobytes(), name
 
 
 def test_an_encoders_too(reads, oracle, tmp_path):
