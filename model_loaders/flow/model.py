@@ -2,7 +2,8 @@
 
 Architecture and parameter names: Black Forest Labs' flux2, model.py. The order of the sequence is
 [text, image, references]. `operations` is a namespace of layers (torch.nn, or the host's); `attention` is a callable
-(q, k, v, mask, transformer_options) with q, k, v (B, heads, N, head) that returns (B, N, heads*head).
+(q, k, v, mask, transformer_options) with q, k, v (B, heads, N, head) that returns (B, N, heads*head); `turn` one like
+`rotate`, of positions.py.
 `transformer_options` carries ComfyUI's patches; each is called where ComfyUI's own FLUX.2 transformer calls it.
 """
 
@@ -132,7 +133,7 @@ class Gate(nn.Module):
         return F.silu(gate).mul_(value)
 
 
-def patched_attention(attention, q, k, v, pe, mask, options: dict) -> Tensor:
+def patched_attention(block, q, k, v, pe, mask, options: dict) -> Tensor:
     """Attention with ComfyUI's attn1 patches: inputs before RoPE, then the output (B, N, heads*head)."""
     patches = options.get("patches", {})
     for patch in patches.get("attn1_patch", ()):
@@ -140,19 +141,19 @@ def patched_attention(attention, q, k, v, pe, mask, options: dict) -> Tensor:
         q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
         pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
     # A patch may leave q without the references whose keys it adds: the rotations cover the longer of the two.
-    q, k = (rotate(part, pe[:, :, : part.shape[2]]) for part in (q, k))
+    q, k = (block.turn(part, pe[:, :, : part.shape[2]]) for part in (q, k))
     if keys_values := options.get("klein_keys_values"):
         k, v, mask = keys_values(k, v, additive(mask, q), options)
-    x = attention(q, k, v, mask=mask, transformer_options=options)
+    x = block.attention(q, k, v, mask=mask, transformer_options=options)
     for patch in patches.get("attn1_output_patch", ()):
         x = patch(x, options)
     return x
 
 
 class DoubleBlock(nn.Module):
-    def __init__(self, sizes: FlowSizes, attention, operations, **where):
+    def __init__(self, sizes: FlowSizes, attention, turn, operations, **where):
         super().__init__()
-        self.attention = attention
+        self.attention, self.turn = attention, turn
         for stream in ("img", "txt"):
             norm = dict(eps=EPS, elementwise_affine=False, **where)
             self.add_module(f"{stream}_norm1", operations.LayerNorm(sizes.hidden_size, **norm))
@@ -164,7 +165,7 @@ class DoubleBlock(nn.Module):
         streams = [("txt", txt, vec[1]), ("img", img, vec[0])]
         streams = [stream for stream in streams if stream[1].shape[1]]  # references alone have no text
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(*(self._qkv(*stream) for stream in streams)))
-        x = patched_attention(self.attention, q, k, v, pe, attn_mask, transformer_options)
+        x = patched_attention(self, q, k, v, pe, attn_mask, transformer_options)
         attended = x.split([tokens.shape[1] for _, tokens, _ in streams], dim=1)
         out = {stream[0]: self._rest(*stream, x) for stream, x in zip(streams, attended)}
         return out["img"], out.get("txt", txt)
@@ -180,9 +181,9 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    def __init__(self, sizes: FlowSizes, attention, operations, **where):
+    def __init__(self, sizes: FlowSizes, attention, turn, operations, **where):
         super().__init__()
-        self.attention, self.heads = attention, sizes.num_heads
+        self.attention, self.turn, self.heads = attention, turn, sizes.num_heads
         self.widths = [3 * sizes.hidden_size, 2 * sizes.mlp_hidden]
         self.linear1 = operations.Linear(sizes.hidden_size, sum(self.widths), bias=False, **where)
         self.linear2 = operations.Linear(sizes.hidden_size + sizes.mlp_hidden, sizes.hidden_size, bias=False, **where)
@@ -194,7 +195,7 @@ class SingleBlock(nn.Module):
         qkv, mlp = self.linear1(modulate(self.pre_norm(x), vec)).split(self.widths, dim=-1)
         q, k, v = rearrange(qkv, "b n (qkv heads head) -> qkv b heads n head", qkv=3, heads=self.heads)
         q, k = self.norm(q, k, v)
-        attended = patched_attention(self.attention, q, k, v, pe, attn_mask, transformer_options)
+        attended = patched_attention(self, q, k, v, pe, attn_mask, transformer_options)
         out = self.linear2(torch.cat([attended, self.mlp_act(mlp)], dim=-1))
         return finite(torch.addcmul(x, vec.gate, out))
 
@@ -215,7 +216,7 @@ class FinalLayer(nn.Module):
 class Flow(nn.Module):
     """Velocity of the flow at x and t, given text and reference latents."""
 
-    def __init__(self, sizes: FlowSizes, operations=nn, attention=sdpa, dtype=None, device=None):
+    def __init__(self, sizes: FlowSizes, operations=nn, attention=sdpa, turn=rotate, dtype=None, device=None):
         super().__init__()
         where = dict(dtype=dtype, device=device)
         hidden = sizes.hidden_size
@@ -229,10 +230,9 @@ class Flow(nn.Module):
         self.double_stream_modulation_img = GlobalModulation(hidden, 2, operations, **where)
         self.double_stream_modulation_txt = GlobalModulation(hidden, 2, operations, **where)
         self.single_stream_modulation = GlobalModulation(hidden, 1, operations, **where)
-        self.double_blocks = nn.ModuleList(DoubleBlock(sizes, attention, operations, **where) for _ in range(sizes.depth))
-        self.single_blocks = nn.ModuleList(
-            SingleBlock(sizes, attention, operations, **where) for _ in range(sizes.depth_single_blocks)
-        )
+        kernels = (attention, turn, operations)
+        self.double_blocks = nn.ModuleList(DoubleBlock(sizes, *kernels, **where) for _ in range(sizes.depth))
+        self.single_blocks = nn.ModuleList(SingleBlock(sizes, *kernels, **where) for _ in range(sizes.depth_single_blocks))
         self.final_layer = FinalLayer(sizes, operations, **where)
 
     def forward(

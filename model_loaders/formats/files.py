@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from .blocks import BLOCKS
 from .gguf import MAGIC, open_gguf
 
 INDEX = "*.safetensors.index.json"
+ORIGIN = "klein_origin"  # on the storage of a mapped tensor: its (file, stamp of the file, name there)
 LARGEST_INDEX = 2**26  # bytes; those of klein have some tens of thousands
 DEEPEST = 4  # parts of a name below its layer: bitsandbytes writes weight.quant_state.bitsandbytes__nf4
 
@@ -37,9 +39,13 @@ class Shard:
     stamp: tuple[int, int, int]
 
     def read(self, name: str) -> torch.Tensor:
-        if _stamp(self.file) != self.stamp:
+        if stamp_of(self.file) != self.stamp:
             raise KleinError(f"{self.file.name} has changed since its header was read: load it again.")
-        return self.handle.get_tensor(name)
+        tensor = self.handle.get_tensor(name)
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == tensor.nbytes:  # its own; those of a GGUF file share one
+            setattr(storage, ORIGIN, (self.file, self.stamp, name))
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _open(file: Path) -> Shard:
-    stamp = _stamp(file)
+    stamp = stamp_of(file)
     try:
         return Shard(file, safe_open(file, framework="pt", device="cpu"), stamp)
     except SafetensorError as error:
@@ -185,8 +191,9 @@ def _head(file: Path) -> bytes:
         return stream.read(32)
 
 
-def _stamp(file: Path) -> tuple[int, int, int]:
-    status = file.stat()
+def stamp_of(file: Path | int) -> tuple[int, int, int]:
+    """Of a path, or of an open file's descriptor."""
+    status = os.stat(file)
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -76,23 +76,29 @@ class ReferenceCache:
         self.device, self.dtype = device, dtype
         self.last: Run | None = None
 
-    def forget(self) -> int:
-        """The host wants the model's memory on the GPU: so goes what is kept there. Returns the bytes freed, without those
-        that a run still holds."""
-        if self.device != "gpu":
-            return 0
-        last, self.last = self.last, None
-        if last is None:
-            return 0
-        kept = [(weakref.ref(each), each.nbytes) for each in list(last.found.values())]
-        del last
+    def kept(self, flow) -> int:
+        """The bytes on the GPU of what is kept from run to run for a transformer."""
+        return sum(each.nbytes for each in self._found(flow))
+
+    def forget(self, flow) -> int:
+        """The host wants memory on the GPU of a transformer: so goes what is kept, on all GPUs, as a run needs the whole.
+        Returns the bytes freed there, without those that a run still holds."""
+        kept = [(weakref.ref(each), each.nbytes) for each in self._found(flow)]
+        if self.device == "gpu":
+            self.last = None
         return sum(nbytes for each, nbytes in kept if each() is None)
+
+    def _found(self, flow) -> list[ReferenceKV]:
+        last = self.last if self.device == "gpu" else None
+        return [each for key, each in list(last.found.items()) if key[0]() is flow] if last else []
 
     def prepare(self, executor, patcher, noise_shape, conds, *args, model_options=None, **kwargs):
         """Around the host's prepare_sampling: open a run, and count what its references will take among the memory that
         the host makes free."""
         model, options = patcher.model, model_options["transformer_options"]
-        model.beside.add(self)  # here, as hosts build second models for copies of the patcher
+        patchers = [patcher, *patcher.get_additional_models_with_key("multigpu")]  # copies, each with a GPU of its own
+        for each in patchers:
+            each.model.beside.add(self)  # here, as hosts build second models for copies of the patcher
         wanted = [_set_of(cond) for of_one in conds.values() for cond in of_one if cond.get("reference_latents")]
         foreign = _foreign(patcher, options)
         storage = Storage(torch.device("cpu") if self.device == "cpu" else None, self.dtype)
@@ -101,7 +107,7 @@ class ReferenceCache:
             logging.warning(f"Klein reference cache: kept within this run only, as the model has {foreign}.")
         last, self.last = self.last, None  # until all is loaded, nothing that this run needs is given back
         if last and not foreign:
-            run.take_over(last, {each.key for each in wanted})
+            run.take_over(last, [each.model.beside.flow for each in patchers], {each.key for each in wanted})
         del last
         known = {key[2] for key in run.found}
         tokens = sum({each.key: each.tokens * each.rows for each in wanted if each.key not in known}.values())
@@ -113,6 +119,8 @@ class ReferenceCache:
         finally:
             model.beside.wanted, model.beside.cached = 0, False
         self.last = run if self.across and not foreign else None
+        for each in patchers if self.last and self.device == "gpu" else ():
+            each.model.beside.enter(each.load_device)
         return prepared
 
 
@@ -128,11 +136,10 @@ class Run:
     def __deepcopy__(self, memo) -> Run:
         return self  # packs copy the options it lies in
 
-    def take_over(self, last: Run, sets: set[tuple]) -> None:
-        """What the last run used and this one can: of the same weights and of sets that it has."""
-        flow = weakref.ref(self.patcher().model.diffusion_model)
-        found = {key: kept for key, kept in list(last.found.items()) if key in last.used}
-        self.found = {key: kept for key, kept in found.items() if key[:2] == (flow, self.weights) and key[2] in sets}
+    def take_over(self, last: Run, flows: list, sets: set[tuple]) -> None:
+        """What the last run used and this one can: of these transformers, of the same weights and of sets that it has."""
+        found = {key: kept for key, kept in list(last.found.items()) if key in last.used and key[0] in flows}
+        self.found = {key: kept for key, kept in found.items() if key[1] == self.weights and key[2] in sets}
 
     @torch.compiler.disable
     def keys_values(self, flow, latents, references: ReferenceSet, method, canvas, options: dict) -> ReferenceKV:

@@ -7,6 +7,7 @@ import inspect
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 from comfy_api.latest import io
 
@@ -22,12 +23,31 @@ def patcher_class(disable_dynamic: bool = False) -> type:
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)  # the host sets it at start-up
 
 
+def streams_weights() -> bool:
+    """Whether the host has that patcher."""
+    return hasattr(comfy.model_patcher, "CoreModelPatcher")
+
+
+def file_slice():
+    """What newer hosts, where they stream weights, look for on a mapped tensor to read it from its file in one go; None
+    elsewhere. A tuple of an open file, the lock of its position, the first byte and the number of bytes."""
+    memory = getattr(comfy, "memory_management", None)
+    slice_of = getattr(memory, "TensorFileSlice", None)
+    known = getattr(slice_of, "_fields", None) == ("file_ref", "lock", "offset", "size")
+    return slice_of if known and memory.aimdo_enabled else None
+
+
 def note_dtypes(module) -> None:
     """Newer hosts cast each weight, when a GPU needs it, to the dtype that its layer was built with: tell them the one
     it was loaded in."""
     archive = getattr(comfy.model_management, "archive_model_dtypes", None)
     if archive:
         archive(module)
+
+
+def fused_rotation():
+    """The host's kernel that rotates queries or keys (x, rotations), where it has one."""
+    return getattr(getattr(comfy.quant_ops, "ck", None), "apply_rope1", None)
 
 
 def clip_options(disable_dynamic: bool) -> dict:

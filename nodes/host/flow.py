@@ -19,13 +19,14 @@ from comfy.ldm.modules.attention import optimized_attention
 from ...errors import KleinError
 from ...model_loaders.flow.load import FlowFile, is_block_matrix, read_flow
 from ...model_loaders.flow.model import Flow
+from ...model_loaders.flow.positions import rotate
 from ...model_loaders.flow.reference_kv import ReferenceSet
 from ...model_loaders.flow.sizes import FlowSizes
 from ...model_loaders.flow.work import Sequence, activation_bytes
 from ...model_loaders.formats.identify import encoder_for
 from ...model_loaders.formats.table import FLOAT8, Codec
 from ...store.stamp import source
-from .compat import note_dtypes
+from .compat import fused_rotation, note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher
 from .operations import flow_operations, native_layers, native_tensors
@@ -37,6 +38,7 @@ REFERENCE_CACHE = "klein_reference_cache"
 VARIANTS = ("auto", "distilled", "base", "kv")
 TEXT = "klein_text"  # among the shapes of a conditioning that the host estimates memory by
 MARGIN = 1.1  # over what the tensors of a step need: allocators round up
+FUSED = fused_rotation()
 WEIGHT_DTYPES = {
     "default": None,
     "bf16": torch.bfloat16,
@@ -130,7 +132,7 @@ class HostedFlow(Flow):
 
     def __init__(self, dtype=None, device=None, operations=None, **config):
         sizes = FlowSizes(**{name: config[name] for name in FlowSizes.__dataclass_fields__})
-        super().__init__(sizes, operations, host_attention, dtype=dtype, device=device)
+        super().__init__(sizes, operations, host_attention, host_rotation, dtype=dtype, device=device)
         # What nodes read of the host's own FLUX.2 transformer.
         self.in_channels = self.out_channels = sizes.in_channels
         self.hidden_size, self.num_heads = sizes.hidden_size, sizes.num_heads
@@ -179,13 +181,18 @@ def host_attention(q, k, v, mask=None, transformer_options={}):
     return optimized_attention(q, k, v, q.shape[1], mask=mask, skip_reshape=True, transformer_options=transformer_options)
 
 
+def host_rotation(x, pe):
+    """The host's kernel where it has one, which knows no gradients."""
+    return rotate(x, pe) if FUSED is None or x.requires_grad else FUSED(x, pe)
+
+
 class KleinModel(comfy.model_base.Flux2):
     """The host's FLUX.2 model around our transformer; `klein_variant` is distilled, base or kv; `source` and `weight_dtype`
     are what its weights were made from; `beside` is what is kept on the GPU beside them."""
 
     def __init__(self, model_config, device=None):
         comfy.model_base.Flux.__init__(self, model_config, device=device, unet_model=HostedFlow)
-        self.beside = Beside()
+        self.beside = Beside(self.diffusion_model)
         # The host's estimate for FLUX.2, proportional to the width (its supported_models: 3.1 * 4 at width 2604).
         self.memory_usage_factor = (
             comfy.supported_models.Flux.memory_usage_factor * 4 * self.diffusion_model.sizes.hidden_size / 2604

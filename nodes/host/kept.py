@@ -19,6 +19,7 @@ from ...model_loaders.formats.lora_delta import Delta
 from ...store.keys import content, digest
 from ...store.stamp import stamp
 from . import store
+from .compat import fused_rotation
 from .lora import CallTime
 
 LAST: dict[object, str | None] = {}  # of the last MODEL's patches: a LoRA of 9B takes some tenths of a second
@@ -33,7 +34,8 @@ def name_of(patcher, storage: Storage, like: torch.Tensor, **parts: object) -> s
         return None
     return store.key(
         "keys and values", model.source, like.device, patches=patches, weights=model.weight_dtype, kept=str(storage.dtype),
-        computed=str(like.dtype), fast=sorted(map(str, args.fast or ())), attention=optimized_attention.__name__, **parts,
+        computed=str(like.dtype), fast=sorted(map(str, args.fast or ())), attention=optimized_attention.__name__,
+        fused=fused_rotation() is not None, **parts,
     )  # fmt: skip
 
 

@@ -71,9 +71,13 @@ class CallTime:
         self.moved = tuple((own, delta, tuple(t.to(device) for t in tensors)) for own, delta, tensors in self.terms)
         return sum(t.nbytes for *_, tensors in self.moved for t in tensors)
 
-    def forget(self) -> int:
+    def kept(self, flow) -> int:
+        """The bytes that were moved."""
+        return sum(t.nbytes for *_, tensors in self.moved for t in tensors if t.device.type != "cpu")
+
+    def forget(self, flow) -> int:
         """The host wants the model's memory back: what was moved goes. Returns the bytes freed."""
-        freed = sum(t.nbytes for *_, tensors in self.moved for t in tensors if t.device.type != "cpu")
+        freed = self.kept(flow)
         self.moved = self.terms
         return freed
 

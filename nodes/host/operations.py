@@ -11,6 +11,7 @@ from comfy.cli_args import args
 
 from ...model_loaders.formats.table import Codec
 from .compat import reads_comfy_quant
+from .places import tell_places
 
 
 def flow_operations(quantised: dict[str, Codec], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
@@ -42,6 +43,7 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
     state = dict(tensors)
     if args.disable_mmap:
         state = {name: tensor.clone() for name, tensor in state.items()}
+    tell_places(state.values())
     for name in [name for name in state if name.endswith(".weight_scale")]:
         layer = name.removesuffix(".weight_scale")
         if layer not in quantised:

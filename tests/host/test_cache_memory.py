@@ -112,13 +112,13 @@ def test_what_is_kept_can_be_given_back_while_a_run_adds_to_it(parts):
     class Kept:
         @property
         def nbytes(self):
-            Last.found[len(Last.found)] = self
+            Last.found[flow, len(Last.found)] = self
             return 1
 
-    cache = parts[0].ReferenceCache(True, "gpu", None)
-    Last.found.update({0: Kept(), 1: Kept()})
+    cache, flow = parts[0].ReferenceCache(True, "gpu", None), parts[1].model.beside.flow
+    Last.found.update({(flow, 0): Kept(), (flow, 1): Kept()})
     cache.last = Last
-    cache.forget()
+    cache.forget(flow())
     assert len(Last.found) == 4 and cache.last is None
 
 
