@@ -103,7 +103,7 @@ def test_a_blueprint_is_one_node_that_runs_as_its_graph(page, comfy, name):
 
 REPORTS = """Object.fromEntries(app.graph.nodes
     .map(node => [node.type, node.widgets?.find(widget => widget.name === 'klein_report')?.element])
-    .filter(([type, element]) => element)
+    .filter(([type, element]) => element?.firstChild)
     .map(([type, element]) => [type, [...element.children].map(line => [line.textContent, line.style.color])]))"""
 
 

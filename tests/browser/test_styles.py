@@ -25,18 +25,18 @@ BOXES = """() => app.graph.nodes.map(({id, pos, size, type}) => {
 })"""
 REPORTS = """() => Object.fromEntries(app.graph.nodes
     .map(node => [node.type, node.widgets?.find(widget => widget.name === 'klein_report')?.element])
-    .filter(([type, element]) => element)
+    .filter(([type, element]) => element?.firstChild)
     .map(([type, element]) => [type, [...element.children].map(line => line.innerText)]))"""
 HIDDEN = """() => app.graph.nodes.flatMap(node => {
     const report = node.widgets?.find(widget => widget.name === 'klein_report')?.element;
-    if (!report) return [];
+    if (!report?.firstChild) return [];
     const [line, box] = [report.firstElementChild.getBoundingClientRect(), report.getBoundingClientRect()];
     const seen = line.height > 3 && box.height >= line.height * 0.9;
     return seen ? [] : [node.type];
 })"""
 NEW = """() => {  // a prompt that the server has not cached
     const prompt = app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(widget => widget.name === 'text');
-    prompt.value += ' '.repeat(1 + Date.now() % 1000);
+    prompt.value += ' '.repeat(1 + Date.now() % 300);
 }"""
 PICTURE = """() => {
     const node = app.graph.nodes.find(node => node.type === 'SaveImage');
