@@ -12,7 +12,8 @@ pytestmark = [
     pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed"),
 ]
 NAMES = sorted(path.stem for path in (provision.ROOT / "workflows").glob("*.json"))
-ALWAYS = ["klein_tiny_text_to_image", "klein_tiny_two_references", "klein_tiny_repaint"]
+TEXT = "klein_tiny_text_to_image"
+ALWAYS = [(TEXT, False), ("klein_tiny_two_references", False), ("klein_tiny_repaint", False), (TEXT, True)]
 SHOTS = provision.ROOT / "out/styles"  # to look at
 
 BOXES = """() => app.graph.nodes.map(({id, pos, size, type}) => {
@@ -65,7 +66,7 @@ def assert_clear(page) -> None:
 
 
 def case(name: str, vue: bool):
-    marks = [] if name in ALWAYS and not vue else [pytest.mark.long]
+    marks = [] if (name, vue) in ALWAYS else [pytest.mark.long]
     return pytest.param(name, vue, marks=marks, id=f"{'vue' if vue else 'canvas'}-{name}")
 
 
@@ -73,8 +74,6 @@ def case(name: str, vue: bool):
 def test_a_template_opens_from_the_browser_and_runs_by_its_button(page, name, vue):
     style(page, vue)
     template(page, name)
-    if vue:
-        again(page)  # early Vue nodes stand wrong until then (docs/limits.md)
     SHOTS.mkdir(parents=True, exist_ok=True)
     shot = SHOTS / f"{'vue' if vue else 'canvas'}_{name}"
     page.screenshot(path=f"{shot}.png")
