@@ -1,5 +1,7 @@
 """The templates as a user opens and runs them, in both node styles of the frontend: its canvas and its Vue nodes."""
 
+import json
+
 import pytest
 
 from fixtures.wires import behind
@@ -81,6 +83,9 @@ def test_a_template_opens_from_the_browser_and_runs_by_its_button(page, name, vu
     SHOTS.mkdir(parents=True, exist_ok=True)
     shot = SHOTS / f"{'vue' if vue else 'canvas'}_{name}"
     page.screenshot(path=f"{shot}.png")
+    file = json.loads((provision.ROOT / f"workflows/{name}.json").read_text())
+    stand = sorted((kind, round(left), round(top) + 30) for kind, left, top, *_ in page.evaluate(BOXES))
+    assert stand == sorted((node["type"], *node["pos"]) for node in file["nodes"])
     assert_clear(page)
     if not name.startswith("klein_tiny"):
         return
