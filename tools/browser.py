@@ -46,9 +46,14 @@ def style(page, vue: bool) -> None:
 
 def template(page, name: str) -> None:
     """An example graph as a user opens it."""
+    page.evaluate("window.former = app.graph.nodes[0]")  # maybe of the same template
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.click(f"[data-testid=template-workflow-{name}]")
-    page.wait_for_function("name => app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)", arg=name)
+    page.wait_for_function(
+        """name => app.graph.nodes.length && app.graph.nodes[0] !== window.former && !app.configuringGraph
+            && app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)""",
+        arg=name,
+    )
     page.wait_for_timeout(1200)
 
 

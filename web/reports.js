@@ -6,21 +6,37 @@ import { api } from "../../scripts/api.js";
 const KEPT = "klein_report";
 const WARNING = /^Warning:/;
 
+// Before there is a text, a widget that takes no room: the early Vue nodes (1.32.9) lose sight of a node's widgets with its
+// first changed value or link, and never show what is added then.
+function prepare(node) {
+  const box = document.createElement("div");
+  box.className = "klein-report";
+  Object.assign(box.style, {
+    overflowY: "auto", whiteSpace: "pre-wrap", overflowWrap: "break-word", userSelect: "text",
+    font: "11px sans-serif", lineHeight: "1.35", color: "var(--descrip-text, #bbb)",
+  });
+  const widget = node.addDOMWidget(KEPT, KEPT, box, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => Math.min(box.childElementCount * 16 + 8, 120),
+  });
+  Object.assign(widget, {
+    serialize: false, // neither in the graph's values nor in the prompt's
+    hidden: true,
+    computeSize: () => [0, -4], // the canvas of 1.32.9 counts hidden widgets, each with 4 pixels between
+    computeLayoutSize: undefined, // Vue nodes share free room among widgets that have one
+  });
+}
+
 function show(node, text) {
-  let widget = node.widgets?.find((each) => each.name === KEPT);
-  if (!text) return;
-  if (!widget) {
-    const box = document.createElement("div");
-    box.className = "klein-report";
-    Object.assign(box.style, {
-      overflowY: "auto", whiteSpace: "pre-wrap", overflowWrap: "break-word", userSelect: "text",
-      font: "11px sans-serif", lineHeight: "1.35", color: "var(--descrip-text, #bbb)", padding: "2px 6px",
-    });
-    widget = node.addDOMWidget(KEPT, KEPT, box, {
-      serialize: false, hideOnZoom: false, getMinHeight: () => Math.min(box.childElementCount * 16 + 8, 120),
-    });
-    widget.serialize = false; // neither in the graph's values nor in the prompt's
+  const widget = node.widgets?.find((each) => each.name === KEPT);
+  if (!text || !widget) return;
+  if (widget.hidden) {
+    widget.hidden = false;
+    widget.element.style.padding = "2px 6px";
+    delete widget.computeSize;
+    delete widget.computeLayoutSize;
   }
+  node.widgets.splice(node.widgets.indexOf(widget), 1);
+  node.widgets.push(widget); // newer Vue nodes look at a widget again when the list changes
   widget.element.replaceChildren(
     ...text.split("\n").map((line) => {
       const row = document.createElement("div");
@@ -98,7 +114,11 @@ app.registerExtension({
   },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name.startsWith("Klein") || !nodeData.output_name?.includes("report")) return;
-    const { onExecuted, onConfigure } = nodeType.prototype;
+    const { onNodeCreated, onExecuted, onConfigure } = nodeType.prototype;
+    nodeType.prototype.onNodeCreated = function () {
+      onNodeCreated?.apply(this, arguments);
+      prepare(this);
+    };
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       const text = output?.text?.join("\n");

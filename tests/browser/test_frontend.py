@@ -9,7 +9,7 @@ from PIL import Image
 
 from klein.model_loaders.qwen3.prompt import load_tokenizer, tokenize
 from tools import provision
-from tools.browser import load, opened, queue, run
+from tools.browser import load, opened, queue, run, style
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,6 +22,7 @@ pytestmark = [
 def page(comfy):
     with opened(comfy) as page:
         yield page
+        style(page, False)  # the server keeps it
 
 
 NAMES = sorted(path.stem for path in (provision.ROOT / "workflows").glob("*.json"))
@@ -103,7 +104,7 @@ def test_a_blueprint_is_one_node_that_runs_as_its_graph(page, comfy, name):
 
 REPORTS = """Object.fromEntries(app.graph.nodes
     .map(node => [node.type, node.widgets?.find(widget => widget.name === 'klein_report')?.element])
-    .filter(([type, element]) => element)
+    .filter(([type, element]) => element?.firstChild)
     .map(([type, element]) => [type, [...element.children].map(line => [line.textContent, line.style.color])]))"""
 
 
@@ -163,10 +164,19 @@ DROP = """data => {
     const event = new DragEvent('drop', {dataTransfer: given, bubbles: true, cancelable: true});
     document.querySelector('#graph-canvas').dispatchEvent(event);
 }"""
-GRAPH = "app.graph.serialize().nodes.map(node => [node.type, node.pos, node.widgets_values])"
+GRAPH = "app.graph.serialize().nodes.map(node => [node.type, node.pos.map(Math.round), node.widgets_values])"
+MARKED = """vue => app.graph.nodes.filter(node => {
+    const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.outerHTML;
+    return vue ? /border-node-stroke-error|ring-destructive/.test(shown) : node.strokeStyles.executionError?.call(node);
+}).map(node => node.type)"""
+styles = pytest.mark.parametrize(
+    "vue", [pytest.param(False, id="canvas"), pytest.param(True, id="vue", marks=pytest.mark.long)]
+)
 
 
-def test_a_saved_picture_that_is_dropped_on_the_canvas_restores_its_graph(page, comfy):
+@styles
+def test_a_saved_picture_that_is_dropped_on_the_canvas_restores_its_graph(page, comfy, vue):
+    style(page, vue)
     load(page, "klein_tiny_text_to_image")
     page.evaluate("app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets[0].value = 'a small green square on red'")
     before = page.evaluate(GRAPH)
@@ -180,7 +190,9 @@ def test_a_saved_picture_that_is_dropped_on_the_canvas_restores_its_graph(page, 
     assert page.evaluate(GRAPH) == before
 
 
-def test_a_wrong_file_marks_its_node_with_the_sentence_first(page, comfy):
+@styles
+def test_a_wrong_file_marks_its_node_with_the_sentence_first(page, comfy, vue):
+    style(page, vue)
     (comfy.base / "models/diffusion_models/page.safetensors").write_bytes(b"<!DOCTYPE html><html>Log in")
     load(page, "klein_tiny_text_to_image")
     page.evaluate("app.graph.nodes.find(node => node.type === 'KleinFlowLoader').widgets[0].value = 'page.safetensors'")
@@ -188,14 +200,15 @@ def test_a_wrong_file_marks_its_node_with_the_sentence_first(page, comfy):
     page.evaluate("app.queuePrompt(0)")
     page.wait_for_function("app.lastExecutionError")
     error = page.evaluate("app.lastExecutionError")
-    node = page.evaluate("id => app.graph.getNodeById(id)?.type", error["node_id"])
-    assert node == "KleinFlowLoader" and error["exception_message"].startswith("page.safetensors is a web page (")
+    assert error["exception_message"].startswith("page.safetensors is a web page (")
     page.get_by_text("page.safetensors is a web page (").first.wait_for()
-    page.screenshot(path=provision.ROOT / "out/wrong_file.png")  # to look at
+    assert page.evaluate(MARKED, vue) == ["KleinFlowLoader"]
+    page.screenshot(path=provision.ROOT / f"out/wrong_file_{'vue' if vue else 'canvas'}.png")  # to look at
     page.keyboard.press("Escape")
 
 
 def test_the_help_of_a_node_opens_with_its_picture(page):
+    style(page, False)
     load(page, "klein_9b_text_to_image")
     page.evaluate("app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'KleinDistilledSampler'))")
     page.evaluate("app.canvas.setDirty(true, true)")

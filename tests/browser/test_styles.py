@@ -1,5 +1,7 @@
 """The templates as a user opens and runs them, in both node styles of the frontend: its canvas and its Vue nodes."""
 
+import json
+
 import pytest
 
 from fixtures.wires import behind
@@ -12,7 +14,8 @@ pytestmark = [
     pytest.mark.skipif(provision.chromium() is None, reason="Chromium is not installed"),
 ]
 NAMES = sorted(path.stem for path in (provision.ROOT / "workflows").glob("*.json"))
-ALWAYS = ["klein_tiny_text_to_image", "klein_tiny_two_references", "klein_tiny_repaint"]
+TEXT = "klein_tiny_text_to_image"
+ALWAYS = [(TEXT, False), ("klein_tiny_two_references", False), ("klein_tiny_repaint", False), (TEXT, True)]
 SHOTS = provision.ROOT / "out/styles"  # to look at
 
 BOXES = """() => app.graph.nodes.map(({id, pos, size, type}) => {
@@ -25,18 +28,18 @@ BOXES = """() => app.graph.nodes.map(({id, pos, size, type}) => {
 })"""
 REPORTS = """() => Object.fromEntries(app.graph.nodes
     .map(node => [node.type, node.widgets?.find(widget => widget.name === 'klein_report')?.element])
-    .filter(([type, element]) => element)
+    .filter(([type, element]) => element?.firstChild)
     .map(([type, element]) => [type, [...element.children].map(line => line.innerText)]))"""
 HIDDEN = """() => app.graph.nodes.flatMap(node => {
     const report = node.widgets?.find(widget => widget.name === 'klein_report')?.element;
-    if (!report) return [];
+    if (!report?.firstChild) return [];
     const [line, box] = [report.firstElementChild.getBoundingClientRect(), report.getBoundingClientRect()];
     const seen = line.height > 3 && box.height >= line.height * 0.9;
     return seen ? [] : [node.type];
 })"""
 NEW = """() => {  // a prompt that the server has not cached
     const prompt = app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(widget => widget.name === 'text');
-    prompt.value += ' '.repeat(1 + Date.now() % 1000);
+    prompt.value += ' '.repeat(1 + Date.now() % 300);
 }"""
 PICTURE = """() => {
     const node = app.graph.nodes.find(node => node.type === 'SaveImage');
@@ -53,19 +56,23 @@ def page(comfy):
 
 
 def assert_clear(page) -> None:
-    """No node on another, no wire behind one, and text of 9 pixels where all of it is fitted to 1600x1000."""
+    """No node on another, no wire behind one, and text of 9 pixels where all of it is fitted to 1600x1000. In the early Vue
+    nodes, whose heights are others (docs/limits.md): no node on another, but for pictures below each other."""
+    early = page.evaluate("LiteGraph.vueNodesMode && __COMFYUI_FRONTEND_VERSION__.startsWith('1.32.')")
     boxes = page.evaluate(BOXES)
     for i, (kind, left, top, right, bottom) in enumerate(boxes):
         for other in boxes[i + 1 :]:
             apart = right <= other[1] or other[3] <= left or bottom <= other[2] or other[4] <= top
-            assert apart, f"{kind} and {other[0]}"
+            assert apart or (early and kind == other[0] == "LoadImage"), f"{kind} and {other[0]}"
+    if early:
+        return
     assert behind(page.evaluate("app.graph.serialize()")) == []
     _, left, top, right, bottom = zip(*boxes)
     assert 14 * min(1600 / (max(right) - min(left)), 1000 / (max(bottom) - min(top))) >= 9
 
 
 def case(name: str, vue: bool):
-    marks = [] if name in ALWAYS and not vue else [pytest.mark.long]
+    marks = [] if (name, vue) in ALWAYS else [pytest.mark.long]
     return pytest.param(name, vue, marks=marks, id=f"{'vue' if vue else 'canvas'}-{name}")
 
 
@@ -73,11 +80,12 @@ def case(name: str, vue: bool):
 def test_a_template_opens_from_the_browser_and_runs_by_its_button(page, name, vue):
     style(page, vue)
     template(page, name)
-    if vue:
-        again(page)  # early Vue nodes stand wrong until then (docs/limits.md)
     SHOTS.mkdir(parents=True, exist_ok=True)
     shot = SHOTS / f"{'vue' if vue else 'canvas'}_{name}"
     page.screenshot(path=f"{shot}.png")
+    file = json.loads((provision.ROOT / f"workflows/{name}.json").read_text())
+    stand = sorted((kind, round(left), round(top) + 30) for kind, left, top, *_ in page.evaluate(BOXES))
+    assert stand == sorted((node["type"], *node["pos"]) for node in file["nodes"])
     assert_clear(page)
     if not name.startswith("klein_tiny"):
         return
