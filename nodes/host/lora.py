@@ -1,4 +1,4 @@
-"""LoRAs on the host's MODEL and CLIP: as its own patches where weights are dense, at call time where they are quantised.
+"""LoRAs on the host's MODEL and CLIP: as its own patches where weights are dense, beside them at call time where they are quantised.
 
 All LoRAs of ours on a weight are one patch, so that each is taken of the weight as it is without the others.
 """
@@ -67,7 +67,7 @@ class WithLoras(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if function in LOOKS:
                 return function(*args)
-            if function is linear and not isinstance(args[0], cls):
+            if function is linear and len(args) > 1 and isinstance(args[1], cls):
                 x, weight, *bias = args
                 return add_beside(linear(x, weight, *bias, **(kwargs or {})), x, weight.terms)
             args, kwargs = tree_map_only(cls, cls.summed, (args, kwargs or {}))
