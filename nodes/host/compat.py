@@ -7,6 +7,7 @@ import inspect
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 from comfy_api.latest import io
 
@@ -34,6 +35,14 @@ def clip_options(disable_dynamic: bool) -> dict:
     """What tells a CLIP of the host to load its weights as a whole, where the host knows another way."""
     known = "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters
     return {"disable_dynamic": disable_dynamic} if known else {}
+
+
+def multiplies(form: str) -> bool:
+    """Whether this host has layers for weights of this format (as `comfy_quant` names it), and the card multiplies in it."""
+    known = comfy.quant_ops.QUANT_ALGOS.get(form)
+    if not known or not reads_comfy_quant() or not comfy.model_management.is_nvidia():
+        return False
+    return comfy.quant_ops.get_layout_class(known["comfy_tensor_layout"]).supports_fast_matmul()
 
 
 def reads_comfy_quant() -> bool:
