@@ -84,6 +84,17 @@ def test_whole_offloaded_and_with_a_lora(card, tmp_path, form):
     assert torch.equal(velocity(model), plain)
 
 
+def test_references_kept_on_disk_are_told_apart_from_those_of_a_host_without_such_layers(card, tmp_path, monkeypatch):
+    kept, operations = (inprocess.import_adapter(name) for name in ("kept", "operations"))
+    monkeypatch.setattr(kept.store, "key", lambda kind, of, device, **parts: parts)
+    path = small.save(state_of(STATE, "int8 by row", blocks)[0], tmp_path / "flow.safetensors")
+    storage = kept.Storage(None, None)
+    names = [kept.name_of(card.load_model(path), storage, torch.zeros(1)) for _ in range(2)]
+    monkeypatch.setattr(operations, "multiplies", lambda form: False)
+    packed = kept.name_of(card.load_model(path), storage, torch.zeros(1))
+    assert names[0] == names[1] and {part for part in packed if packed[part] != names[0][part]} == {"layers"}
+
+
 @pytest.mark.parametrize(("nvidia", "fast"), [(True, True), (True, False), (False, True)])
 def test_only_a_card_that_multiplies_in_a_format_is_given_it(monkeypatch, nvidia, fast):
     compat, operations = (inprocess.import_adapter(name) for name in ("compat", "operations"))
