@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,26 @@ def change(weight: Tensor, delta: Delta, tensors: tuple[Tensor, ...]) -> Tensor:
     return _swap(added) if delta.swapped else added
 
 
+def is_beside(delta: Delta) -> bool:
+    """Whether a layer can compute what it adds from its input, by products far smaller than with its weight."""
+    return "magnitude" not in delta.parts and delta.parts[0].startswith(("up", "down", "lokr"))
+
+
+def add_beside(out: Tensor, x: Tensor, terms: tuple[Term, ...]) -> Tensor:
+    """Add to a layer's output (..., N), in place, what LoRAs make of its input (..., K), in its dtype: rounded by itself, and
+    not with the weight, which is larger by far."""
+    for strength, delta, tensors in terms:
+        parts = {part: tensor.to(x) for part, tensor in zip(delta.parts, tensors)}
+        if "up" in parts:
+            added = linear(linear(x, parts["down"]), parts["up"])
+        else:
+            first, second = (parts[w] if w in parts else parts[f"{w}_a"] @ parts[f"{w}_b"] for w in ("lokr_w1", "lokr_w2"))
+            added = (first @ linear(x.unflatten(-1, (first.shape[1], -1)), second)).flatten(-2)
+        start, length = delta.rows or (0, out.shape[-1])
+        out[..., start : start + length].add_(_swap(added, -1) if delta.swapped else added, alpha=strength * delta.scale)
+    return out
+
+
 def apply(weight: Tensor, terms: tuple[Term, ...]) -> Tensor:
     """Add the sum of several LoRAs to a weight in place, each taken of the weight as it was before: their order does not
     matter. Summed in float32."""
@@ -67,5 +88,5 @@ def apply(weight: Tensor, terms: tuple[Term, ...]) -> Tensor:
     return weight
 
 
-def _swap(rows: Tensor) -> Tensor:
-    return torch.cat(rows.chunk(2)[::-1])
+def _swap(rows: Tensor, axis: int = 0) -> Tensor:
+    return torch.cat(rows.chunk(2, axis)[::-1], axis)

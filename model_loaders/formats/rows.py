@@ -54,6 +54,11 @@ def pack_scaled(data: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([_bytes(data), _bytes(_column(scale, len(data)))], dim=1)
 
 
+def split_scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The way back: (integers (n, ...) int8, a scale of each row (n, 1) float32)."""
+    return rows[:, :-4].contiguous().view(torch.int8), _tail(rows)
+
+
 def pack_nvfp4(data: Tensor, scale: Tensor, second: Tensor) -> Tensor:
     scales = unswizzled(_bytes(scale), len(data), data.shape[1] // 8)
     return torch.cat([data, scales, _bytes(_column(second, len(data)))], dim=1)

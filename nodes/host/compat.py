@@ -56,6 +56,14 @@ def clip_options(disable_dynamic: bool) -> dict:
     return {"disable_dynamic": disable_dynamic} if known else {}
 
 
+def multiplies(form: str) -> bool:
+    """Whether this host has layers for weights of this format (as `comfy_quant` names it), and the card multiplies in it."""
+    known = comfy.quant_ops.QUANT_ALGOS.get(form)
+    if not known or not reads_comfy_quant() or not comfy.model_management.is_nvidia():
+        return False
+    return comfy.quant_ops.get_layout_class(known["comfy_tensor_layout"]).supports_fast_matmul()
+
+
 def reads_comfy_quant() -> bool:
     """Newer hosts find a layer's format in its `comfy_quant` tensor, 0.3.75 in a table given beforehand."""
     return "layer_quant_config" not in inspect.signature(comfy.ops.mixed_precision_ops).parameters

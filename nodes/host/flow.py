@@ -29,7 +29,7 @@ from ...store.stamp import source
 from .compat import fused_rotation, note_dtypes
 from .conditioning import controls_of
 from .memory import Beside, new_patcher
-from .operations import flow_operations, native_layers, native_tensors
+from .operations import flow_operations, hosted, native_layers, native_tensors
 from .packed import markers, pack, packed_layers
 from .tiny import SIZES, colour_previews
 
@@ -55,6 +55,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     """
     file = read_flow(path)
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
+    quantised = hosted(quantised, file.name)
     model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
     model.source, model.weight_dtype = source(file.plan.checkpoint.files), weight_dtype
     model.klein_variant = (file.variant or variant_of(file.name)) if variant == "auto" else variant

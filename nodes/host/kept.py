@@ -34,9 +34,14 @@ def name_of(patcher, storage: Storage, like: torch.Tensor, **parts: object) -> s
         return None
     return store.key(
         "keys and values", model.source, like.device, patches=patches, weights=model.weight_dtype, kept=str(storage.dtype),
-        computed=str(like.dtype), fast=sorted(map(str, args.fast or ())), attention=optimized_attention.__name__,
-        fused=fused_rotation() is not None, **parts,
+        layers=_layouts(model), fused=fused_rotation() is not None,
+        computed=str(like.dtype), fast=sorted(map(str, args.fast or ())), attention=optimized_attention.__name__, **parts,
     )  # fmt: skip
+
+
+def _layouts(model) -> list[str]:
+    """The formats that a host may multiply this model's weights in: not all hosts do."""
+    return sorted({weight._layout_cls for weight in model.diffusion_model.parameters() if hasattr(weight, "_layout_cls")})
 
 
 def hindrance(model) -> str | None:

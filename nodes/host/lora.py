@@ -1,4 +1,4 @@
-"""LoRAs on the host's MODEL and CLIP: as its own patches where weights are dense, at call time where they are quantised.
+"""LoRAs on the host's MODEL and CLIP: as its own patches where weights are dense, beside them at call time where they are quantised.
 
 All LoRAs of ours on a weight are one patch, so that each is taken of the weight as it is without the others.
 """
@@ -14,13 +14,16 @@ import comfy.lora_convert
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter.base import WeightAdapterBase
+from torch.nn.functional import linear
+from torch.utils._pytree import tree_map_only
 
 from ...errors import KleinError
 from ...model_loaders.formats.lora import Lora, read_lora
-from ...model_loaders.formats.lora_delta import Term, apply
+from ...model_loaders.formats.lora_delta import Term, add_beside, apply, is_beside
 from .flow import KleinModel
 from .packed import dense_shape
 
+LOOKS = (torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.shape.__get__)  # nothing is computed for these
 DENSE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 APPLIED = "klein_loras"  # among a MODEL's attachments
 FLOW = "diffusion_model."
@@ -54,6 +57,28 @@ class KleinAdapter(WeightAdapterBase):
         return apply(weight, tuple((strength * own, delta, tensors) for own, delta, tensors in self.weights))
 
 
+class WithLoras(torch.Tensor):
+    """A layer's weight with LoRAs that are not added to it: they are multiplied beside it. For anything else it is their sum."""
+
+    terms: tuple[Term, ...] = ()
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function in LOOKS:
+                return function(*args)
+            if function is linear and len(args) > 1 and isinstance(args[1], cls):
+                x, weight, *bias = args
+                return add_beside(linear(x, weight, *bias, **(kwargs or {})), x, weight.terms)
+            args, kwargs = tree_map_only(cls, cls.summed, (args, kwargs or {}))
+            return function(*args, **kwargs)
+
+    def summed(self) -> torch.Tensor:
+        """In place: what is then done to the sum is done to this weight."""
+        weight, terms, self.terms = self.as_subclass(torch.Tensor), self.terms, ()
+        return apply(weight, terms)
+
+
 class CallTime:
     """A weight wrapper of the host: called with a layer's weight when the layer is. Tensors are kept where the layer computes."""
 
@@ -62,9 +87,11 @@ class CallTime:
 
     def __call__(self, weight):
         weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        if weight.dtype in DENSE:
-            return apply(weight, self.moved)
-        return apply(weight.float(), self.moved).to(weight.dtype)
+        if weight.dtype not in DENSE:
+            return apply(weight.float(), self.moved).to(weight.dtype)
+        weight = apply(weight, tuple(term for term in self.moved if not is_beside(term[1]))).as_subclass(WithLoras)
+        weight.terms = tuple(term for term in self.moved if is_beside(term[1]))
+        return weight
 
     def move_to(self, device) -> int:
         """Returns the bytes that it takes there."""

@@ -1,17 +1,37 @@
-"""The layers that hosts give to models: with weight casting, partial offload, and fp8 weights that stay fp8."""
+"""The layers that hosts give to models: with weight casting, partial offload, and weights that stay as they are quantised."""
 
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.ops
 import torch
 from comfy.cli_args import args
 
-from ...model_loaders.formats.table import Codec
-from .compat import reads_comfy_quant
+from ...model_loaders.formats.rows import GROUP, split_scaled
+from ...model_loaders.formats.table import INT4_ROTATED, INT8_ROTATED, INT8_ROWS, Codec
+from .compat import multiplies, reads_comfy_quant
 from .places import tell_places
+
+# What hosts multiply in themselves, of what is packed in rows here: our codec -> what their `comfy_quant` says of it.
+HOSTED = {
+    INT8_ROWS.name: {"format": "int8_tensorwise"},
+    INT8_ROTATED.name: {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": GROUP},
+    INT4_ROTATED.name: {"format": "convrot_w4a4", "convrot_groupsize": GROUP},
+}
+
+
+def hosted(quantised: dict[str, Codec], name: str) -> dict[str, Codec]:
+    """The layers of a flow model with those that the host multiplies in their format as its own: their codec unpacks
+    nothing here."""
+    own = {layer for layer, codec in quantised.items() if codec.name in HOSTED and multiplies(HOSTED[codec.name]["format"])}
+    if own:
+        names = ", ".join(sorted({HOSTED[quantised[layer].name]["format"] for layer in own}))
+        logging.info(f"{name}: ComfyUI multiplies {len(own)} layers in {names}, and rounds what they are given to it")
+    return {layer: replace(codec, unpack=None) if layer in own else codec for layer, codec in quantised.items()}
 
 
 def flow_operations(quantised: dict[str, Codec], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
@@ -38,7 +58,7 @@ def _mixed(quantised: dict[str, Codec], compute_dtype: torch.dtype, precise: boo
 
 
 def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tensor]:
-    """The engine's stream (name, tensor) as a state dict in the host's own way of marking fp8 layers. Layers with a
+    """The engine's stream (name, tensor) as a state dict in the host's own way of marking quantised layers. Layers with a
     scale that are not among `quantised` are dequantised."""
     state = dict(tensors)
     if args.disable_mmap:
@@ -51,12 +71,17 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
             state.pop(f"{layer}.input_scale", None)
     if reads_comfy_quant():
         for layer, codec in quantised.items():
-            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(codec.settings).encode()), dtype=torch.uint8)
+            if codec.name in HOSTED:
+                weight, scale = split_scaled(state[f"{layer}.weight"])
+                scale = scale.flatten() if codec.name == INT4_ROTATED.name else scale  # as comfy-kitchen has each
+                state |= {f"{layer}.weight": weight, f"{layer}.weight_scale": scale}
+            said = json.dumps(HOSTED.get(codec.name, codec.settings))
+            state[f"{layer}.comfy_quant"] = torch.tensor(list(said.encode()), dtype=torch.uint8)
     return state
 
 
 def native_layers(quantised: dict[str, Codec]) -> dict[str, Codec]:
-    """The layers that the host itself can keep as they are stored: fp8, and 0.3.75 knows linear layers only."""
+    """The layers that the host itself keeps as they are stored; 0.3.75 knows linear layers only."""
     native = {layer: codec for layer, codec in quantised.items() if not codec.unpack}
     if reads_comfy_quant():
         return native

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tools import small
+from fixtures.lora import written
+from tools import inprocess, small, small_gguf
 
 
 @pytest.fixture
@@ -89,6 +90,23 @@ def test_a_lora_is_in_the_graph_of_its_own_weights(parts, compiled, sample):
     assert torch.equal(sample(model), sample(patched))
     assert torch.equal(sample(compiled(parts[1])), sample(parts[1]))
     assert not torch.equal(sample(patched), sample(parts[1]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stored", ["fp8", "Q4_K"])
+def test_a_lora_beside_quantised_weights_breaks_no_graph(compiled, sample, tmp_path, stored):
+    state = small.flow_state(**small.FLOW)
+    if stored == "fp8":
+        tensors, metadata, _ = small.fp8_state(state, "metadata")
+        path = small.save(tensors, tmp_path / "flow.safetensors", metadata)
+    else:
+        path = small_gguf.write(small_gguf.state_of(state, stored, lambda name: "_blocks." in name)[0], tmp_path / "flow.gguf")
+    file = small.save(written("kohya", state)[0], tmp_path / "style.safetensors")
+    model = inprocess.import_adapter("flow").load_model(path)
+    patched = inprocess.import_adapter("lora").attach(model, None, file, 1.0, 1.0)[0]
+    got = sample(compiled(patched))
+    assert graphs() == 1 and not counters["graph_break"]
+    assert torch.equal(got, sample(patched)) and not torch.equal(got, sample(model))
 
 
 @pytest.mark.long

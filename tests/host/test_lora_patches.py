@@ -222,6 +222,23 @@ def test_on_fp8_it_goes_with_the_hosts_own_patches_loaded_or_not(tmp_path, state
         assert relative(velocity(patched, memory), want) < 0.02
 
 
+def test_what_others_do_to_a_quantised_weight_they_do_to_its_sum_with_a_lora(tmp_path, state, lora_file):
+    """Another pack's wrapper, after ours, may make something else of the weight, or change it in place."""
+    quantised, metadata, by_hand = small.fp8_state(state, "metadata")
+    want = merged(by_hand, read_lora(lora_file(), shapes(state)))
+    want[LAYER] = 0.5 * want[LAYER] + 0.01
+    patched = attach(load(tmp_path, quantised, metadata), lora_file())
+
+    def in_place(weight):
+        assert (weight.dtype, weight.device.type, weight.shape) == (torch.float32, "cpu", (768, 256))
+        weight.mul_(0.5)
+        return weight
+
+    for function in (in_place, lambda weight: torch.add(weight, other=torch.full_like(weight, 0.01))):
+        patched.add_weight_wrapper(f"diffusion_model.{LAYER}", function)
+    assert relative(velocity(patched), velocity(load(tmp_path, want, name="merged.safetensors"))) < 1e-5
+
+
 def test_the_hosts_loader_takes_all_of_its_own_names_and_misreads_dora(tmp_path, state, lora_file):
     model = load(tmp_path, state)
     *_, report = inprocess.import_adapter("lora").attach(model, None, lora_file(), 1.0, 1.0)

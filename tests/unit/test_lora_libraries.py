@@ -7,10 +7,12 @@ import peft
 import pytest
 import torch
 from lycoris import create_lycoris
+from torch.nn.functional import linear
 
 from fixtures.lora import SIZES, apart, matrices, merged, shapes, weights_of
 from klein.model_loaders.flow.load import load_flow
 from klein.model_loaders.formats.lora import read_lora
+from klein.model_loaders.formats.lora_delta import add_beside, apply, is_beside
 from tools import small
 
 TOLERANCE = 2e-6
@@ -50,6 +52,22 @@ def compare(state, whose, lora, want):
     plain = {name.replace(".scale", ".weight"): weight for name, weight in weights_of(state, whose).items()}
     changed = {name for name in got if not torch.equal(got[name], plain[name])}
     assert changed >= {name for name in got if got[name].ndim == 2}
+    compare_beside(state, lora)
+
+
+def compare_beside(state, lora):
+    """What a layer adds beside its weight is what the weight with the LoRA gives; of LoRA and LoKr alone, and not their DoRA."""
+    x = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(6))
+    weights = {f"{name.rpartition('.')[0]}.weight": weight for name, weight in state.items()}
+    can = set()
+    for layer, changes in lora.deltas["flow"].items():
+        terms, weight = tuple((0.7, *each) for each in changes), weights[layer]
+        can |= {is_beside(delta) for _, delta, _ in terms}
+        if all(is_beside(delta) for _, delta, _ in terms):
+            inputs = x[..., : weight.shape[1]]
+            got = add_beside(linear(inputs, weight), inputs, terms)
+            assert small.relative(got, linear(inputs, apply(weight.clone(), terms))) < TOLERANCE
+    assert can == {bool(lora.kinds.keys() & {"LoRA", "LoKr"})}
 
 
 PEFT = {

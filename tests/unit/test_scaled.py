@@ -70,6 +70,13 @@ def test_rows_take_hardly_more_than_the_file_and_stand_for_themselves(read, form
     assert codec.columns(packed.shape[1]) == 256 and CODECS[codec.name] is codec
 
 
+def test_rows_of_integers_can_be_taken_apart_again():
+    data = torch.randint(-128, 128, (5, 12), dtype=torch.int8)
+    for scale in (torch.rand(5), torch.rand(5, 1), torch.tensor(0.3)):
+        numbers, scales = rows.split_scaled(rows.pack_scaled(data, scale))
+        assert torch.equal(numbers, data) and torch.equal(scales, scale.reshape(-1, 1).expand(5, 1))
+
+
 def test_what_the_tensor_says_of_a_layer_is_the_last_word(read):
     """Headers often say int8 without its rotation."""
     state, by_hand = state_of(FLOW, "int8 rotated", lambda name: name == f"{LAYER}.weight")
