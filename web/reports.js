@@ -26,6 +26,10 @@ function prepare(node) {
   });
 }
 
+function warningsFirst(lines) {
+  return [...lines.filter((line) => WARNING.test(line)), ...lines.filter((line) => !WARNING.test(line))];
+}
+
 function show(node, text) {
   const widget = node.widgets?.find((each) => each.name === KEPT);
   if (!text || !widget) return;
@@ -38,7 +42,7 @@ function show(node, text) {
   node.widgets.splice(node.widgets.indexOf(widget), 1);
   node.widgets.push(widget); // newer Vue nodes look at a widget again when the list changes
   widget.element.replaceChildren(
-    ...text.split("\n").map((line) => {
+    ...warningsFirst(text.split("\n")).map((line) => {
       const row = document.createElement("div");
       row.textContent = line;
       if (WARNING.test(line)) row.style.color = "#e0a030";

@@ -28,6 +28,7 @@ FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (b"<", "a web page (the download asked for a login or was refused)"),
 )
+LETTERS = frozenset(b"\t\n\r") | frozenset(range(32, 127))
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def _foreign(file: Path) -> str | None:
     """What a file that is not safetensors is. Asked last: the first bytes of a good file are its header's length, which
     may look like anything."""
     head = _head(file)
-    return next((what for magic, what in FOREIGN if head.startswith(magic)), None)
+    text = "a text, not weights (the download asked for a login or was refused)" if head and LETTERS.issuperset(head) else None
+    return next((what for magic, what in FOREIGN if head.startswith(magic)), text)
 
 
 def _head(file: Path) -> bytes:

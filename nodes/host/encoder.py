@@ -16,6 +16,7 @@ from ...errors import KleinError
 from ...model_loaders.formats.identify import ENCODER_NAMES
 from ...model_loaders.qwen3.encoder import EncoderFile, Qwen3Encoder, read_encoder
 from ...model_loaders.qwen3.prompt import GOLDEN, LENGTH, PAD, check_prompt, cut, load_tokenizer, tokenize, window
+from ...pictures.report import read_as_text
 from ...store.stamp import source
 from .compat import clip_options, note_dtypes
 from .conditioning import with_ours
@@ -219,7 +220,11 @@ def encode_prompt(clip, text: str) -> tuple[list, str]:
             encoder = clip.cond_stage_model
             # the encoder computed in this dtype, and made it float32 for the host
             store().put(key, {"text": conditioning[0][0].to(encoder.compute_dtype)}, f"text by {encoder.name}: {text[:60]}")
-    return conditioning, _said(clip, tokens) + ("\nknown from before: the encoder was not needed" if known else "")
+    lines = [_said(clip, tokens)] + ["known from before: the encoder was not needed"] * bool(known)
+    lines += ["the text is empty: right for a negative, and as a prompt it asks for nothing"] * (not text.strip())
+    if isinstance(clip.tokenizer, KleinTokenizer):
+        lines += [f"Warning: {sentence}" for sentence in read_as_text(text)]
+    return conditioning, "\n".join(lines)
 
 
 def _key(clip, tokens: dict) -> str | None:

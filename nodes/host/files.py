@@ -52,7 +52,7 @@ def known(category: str, subfolder: str | None, name: str | None) -> bool | str:
     if name is None or name in names:
         return True
     sentence = KleinError(
-        f"{name} was not found in models/{category}, expected one of the {len(names)} entries of the list: "
+        f"{name} was not found in models/{category}: "
         f"download it there (links are in the workflow's note), then refresh the list (key R)."
     )
     return str(sentence)

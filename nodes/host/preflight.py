@@ -13,7 +13,7 @@ from ...model_loaders.flow.controls import Control, complete
 from ...model_loaders.flow.work import Sequence, activation_bytes, reading_operations, step_operations
 from ...model_loaders.formats.identify import FLOW_NAMES, encoder_for
 from ...pictures.references import Reference, enters, kept, output_canvas
-from ...pictures.report import naming, weighted
+from ...pictures.report import naming, read_as_text
 from ...pictures.sizing import Canvas, fit
 from .cache import bytes_per_token, cache_of
 from .combine import references_of
@@ -22,6 +22,7 @@ from .flow import KleinModel, check_conditioning
 from .lora import KleinAdapter, applied
 from .sampling import CHANNELS, advice, fitted, latent_tokens, size_of
 from .store import described
+from .tiny import SIZES as TINY
 
 UNKNOWN = "not known"
 TEXT = 512  # tokens of Klein Prompt
@@ -69,7 +70,7 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
     table = {
         "model": _model(model, klein),
         "loras": UNKNOWN if model is None else _loras(model),
-        "licence": LICENCES.get(FLOW_NAMES.get(sizes.hidden_size, ""), UNKNOWN) if sizes else UNKNOWN,
+        "licence": _licence(sizes),
         "encoder": UNKNOWN
         if width is None
         else f"{encoder_for(width)}, {width} wide{', as the flow model expects' * bool(sizes)}",
@@ -92,9 +93,7 @@ def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: f
         table["memory"], more = _memory(model, klein, sequences, rows)
         warnings += more
     table |= {"weights beside": _beside(clip, vae), "store": described()}
-    warnings += naming(len(parts), prompt) + [
-        f"{each} is read as text: klein knows no weights of words" for each in weighted(prompt or "")[:3]
-    ]
+    warnings += naming(len(parts), prompt) + read_as_text(prompt or "")
     if prompt is None:
         table["prompt"] = f"{UNKNOWN} (Klein Prompt hands it on)"
     return "\n".join([*(f"{name}: {value}" for name, value in table.items()), *(f"Warning: {text}" for text in warnings)])
@@ -113,6 +112,12 @@ def _model(model, klein) -> str:
     sizes = klein.diffusion_model.sizes
     name = FLOW_NAMES.get(sizes.hidden_size, f"of hidden size {sizes.hidden_size}")
     return f"klein {name}, {klein.klein_variant}, {sizes.depth} double and {sizes.depth_single_blocks} single blocks"
+
+
+def _licence(sizes) -> str:
+    """Of klein-tiny, the pack's own."""
+    name = "4B" if sizes == TINY else FLOW_NAMES.get(sizes.hidden_size) if sizes else None
+    return LICENCES.get(name, UNKNOWN)
 
 
 def _loras(model) -> str:
