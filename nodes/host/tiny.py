@@ -13,15 +13,17 @@ from .files import TINY
 SIZES = FlowSizes(
     in_channels=128, context_in_dim=192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=2, depth_single_blocks=4
 )
-LARGEST = 128  # pixels along a side, above which nothing is as asked
+LARGEST = 128  # pixels along a side of a picture
 COLOURS = TINY / "preview.json"
 
 
 def too_large(model, width: int, height: int) -> list[str]:
-    """A sentence where a model is klein-tiny, and a picture far above the size that it was trained for."""
+    """A sentence where a model is klein-tiny, and a picture of a size that it was not trained for."""
     if max(width, height) <= LARGEST or getattr(model.diffusion_model, "sizes", None) != SIZES:
         return []
-    return [f"klein-tiny was trained for pictures of 64x64, this is {width}x{height}: take a smaller one"]
+    return [
+        f"klein-tiny was trained for pictures of 64x64 to {LARGEST}x{LARGEST}, this is {width}x{height}: take a smaller one"
+    ]
 
 
 def colour_previews(latent_format) -> None:

@@ -62,6 +62,6 @@ def test_klein_tiny_warns_above_the_sizes_that_it_paints(comfy, graph, width, he
     report = graph.new("PreviewAny", source=[graph.sampled[0], 1])[0]
     before = graph.new("KleinPreflight", model=graph.model, latent_image=graph.empty, steps=1)[0]
     outputs = comfy.run(graph)
-    warning = f"Warning: klein-tiny was trained for pictures of 64x64, this is {width}x{height}: take a smaller one"
+    warning = f"Warning: klein-tiny was trained for pictures of 64x64 to 128x128, this is {width}x{height}: take a smaller one"
     assert [line for line in outputs[report]["text"][0].split("\n") if line.startswith("Warning")] == [warning] * warned
     assert (warning in outputs[before]["text"][0].split("\n")) == warned

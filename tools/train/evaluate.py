@@ -25,7 +25,7 @@ from .parts import WORK
 from .studio import paint, verdicts
 
 RANDOM = "klein-random.safetensors"
-COUNT = 200
+COUNT = 100
 SEED = 20261124  # of prompts and tasks; not looked at while the recipe was made
 
 
