@@ -40,7 +40,7 @@ class Part:
     control: Control
 
 
-def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: float, text: str) -> str:
+def preflight(model, clip, vae, positive, latent, references, steps: int, cfg: float, text: str = "") -> str:
     """The report on whatever of these is there. Nothing is loaded, moved or computed. text: the prompt, where positive has none."""
     klein = model.model if model is not None and isinstance(model.model, KleinModel) else None
     sizes = klein.diffusion_model.sizes if klein else None

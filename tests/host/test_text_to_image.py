@@ -68,6 +68,19 @@ def test_a_600_token_prompt_is_cut_as_in_diffusers_and_the_report_says_so(graph,
     assert text == "613 tokens: the last 101 lie beyond the 512 that klein reads and were cut off"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a (small:1.3) cat", "Warning: (small:1.3) is read as text: klein knows no weights of words"),
+        (" ", "the text is empty: right for a negative, and as a prompt it asks for nothing"),
+    ],
+)
+def test_the_report_of_a_prompt_names_weights_of_words_and_an_empty_text(graph, comfy, text, said):
+    preview = graph.new("PreviewAny", source=[graph.new("KleinPrompt", clip=graph.clip_out, text=text)[0], 1])[0]
+    graph.without_image()
+    assert said in comfy.run(graph)[preview]["text"][0].split("\n")
+
+
 def test_at_cfg_1_the_negative_changes_nothing(graph, comfy):
     plain = graph.without_image().latents()
     graph.sampler["negative"] = graph.new("KleinPrompt", clip=graph.clip_out, text="blurry")
