@@ -1,18 +1,24 @@
-// The early Vue nodes (frontend 1.32.9) are measured while the view still moves to a graph that brings none, and stand wrong
-// until the page is loaded again. So a graph of ours without a view gets the one that the frontend would move to.
+// The frontend fits a graph that brings no view into three quarters of the window, where the text of larger ones is no longer
+// drawn; and the early Vue nodes (1.32.9) are measured while that view still moves, and stand wrong until the page is loaded
+// again. So a graph of ours without a view gets one that fills the window, or shows its beginning where
+// all of it would be too small to read.
 import { app } from "../../scripts/app.js";
+
+const [BEFORE, ABOVE, AFTER] = [70, 100, 20]; // pixels of the canvas under the bars at its left and top, and to spare
+const READABLE = 0.58; // no text is drawn below
 
 app.registerExtension({
   name: "klein.view",
   beforeConfigureGraph(graph) {
     const ours = graph.nodes?.some((node) => node.type.startsWith("Klein"));
-    if (!ours || graph.extra?.ds || !LiteGraph.vueNodesMode) return;
+    if (!ours || graph.extra?.ds) return;
     const left = Math.min(...graph.nodes.map((node) => node.pos[0]));
     const top = Math.min(...graph.nodes.map((node) => node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT));
     const right = Math.max(...graph.nodes.map((node) => node.pos[0] + node.size[0]));
     const bottom = Math.max(...graph.nodes.map((node) => node.pos[1] + node.size[1]));
-    const { ds } = app.canvas;
-    ds.fitToBounds([left, top, right - left, bottom - top]);
-    graph.extra = { ...graph.extra, ds: { offset: [...ds.offset], scale: ds.scale } };
+    const { width, height } = app.canvas.canvas.getBoundingClientRect();
+    const fitted = Math.min((width - BEFORE - AFTER) / (right - left), (height - ABOVE - AFTER) / (bottom - top), 1);
+    const scale = Math.max(fitted, READABLE);
+    graph.extra = { ...graph.extra, ds: { offset: [BEFORE / scale - left, ABOVE / scale - top], scale } };
   },
 });

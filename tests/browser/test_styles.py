@@ -80,6 +80,7 @@ def case(name: str, vue: bool):
 def test_a_template_opens_from_the_browser_and_runs_by_its_button(page, name, vue):
     style(page, vue)
     template(page, name)
+    assert 14 * page.evaluate("app.canvas.ds.scale") >= 8  # below that the frontend draws none
     SHOTS.mkdir(parents=True, exist_ok=True)
     shot = SHOTS / f"{'vue' if vue else 'canvas'}_{name}"
     page.screenshot(path=f"{shot}.png")
