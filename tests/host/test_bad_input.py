@@ -96,7 +96,7 @@ def test_a_vae_of_85_mb_that_is_refused_is_given_back_and_the_same_one_whole_is_
 def test_a_file_that_is_not_there_is_refused_before_anything_runs(comfy, graph, role):
     choose(graph, role, "gone.safetensors")
     text = refusal(graph, comfy)
-    assert f"gone.safetensors was not found in models/{bad_files.CATEGORIES[role]}, expected one of the" in text
+    assert f"gone.safetensors was not found in models/{bad_files.CATEGORIES[role]}: download it there" in text
     assert "download it there" in text
 
 

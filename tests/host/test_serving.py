@@ -160,7 +160,7 @@ def repaints(seed: int, count: int):
 @families
 def test_a_mask_is_painted_where_it_is_transparent_and_no_pixel_elsewhere_changes(serving, paint):
     right = []
-    for scene, place, colour, wanted in repaints(62, 4):
+    for scene, place, colour, wanted in repaints(62, 8):
         area = half(place)
         mask = png(np.dstack([np.zeros((64, 64, 3), np.uint8), np.where(area, 0, 255).astype(np.uint8)]))
         (image,) = paint(serving, {"model": "klein-tiny", "prompt": f"image 1 but {colour}", "seed": 2}, [shown(scene)], mask)
