@@ -31,7 +31,7 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], quantised) -> Path:
     """quantised: of a name, whether its matrix is one of fp8."""
     rng = np.random.default_rng(0)
     small_numbers = (rng.integers(0, 32, BLOCK, dtype=np.uint8) | (rng.integers(0, 2, BLOCK, dtype=np.uint8) << 7)).tobytes()
-    normal = rng.standard_normal(BLOCK // 4, dtype=np.float32) / 64
+    normal = rng.standard_normal(BLOCK // 2, dtype=np.float32) / 64
     fillings = {"F8_E4M3": small_numbers, "BF16": (normal.view(np.uint32) >> 16).astype(np.uint16).tobytes()}
     ones = np.full(BLOCK // 2, 0x3F80, dtype=np.uint16).tobytes()
     tensors: dict[str, tuple[str, int, tuple[int, ...]]] = {}
