@@ -96,7 +96,7 @@ def watched(server: Server, graph: dict) -> tuple[float, int]:
     peaks = [before]
 
     def watch() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.2):
             peaks.append(anonymous_bytes(server.process.pid))
 
     watcher = threading.Thread(target=watch)
