@@ -12,6 +12,7 @@ import torch
 
 from klein.model_loaders.formats.files import open_checkpoint
 from tools import inprocess, small, small_gguf, small_scaled
+from tools.small import blocks
 
 from .table import Row, interleaved
 
@@ -41,10 +42,6 @@ def measure(folder, rounds: int) -> list[Row]:
     times = interleaved({name: partial(model, x, t, text) for name, model in models.items()}, rounds)
     rows += [Row(f"step of {TEXT} + 256 tokens, {name}", seconds, seconds / times["dense"]) for name, seconds in times.items()]
     return rows + header(folder)
-
-
-def blocks(name: str) -> bool:
-    return "_blocks." in name
 
 
 def header(folder) -> list[Row]:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from klein.model_loaders.flow.sizes import FlowSizes, expected_shapes
+from klein.model_loaders.flow.sizes import expected_shapes
 from tools import small_gguf
 from tools.server import Server, anonymous_bytes
+from tools.small import blocks
 from workflows.graph import Graph
 
 from . import synthetic
+from .preflight import KLEIN_9B
 from .table import Row
 
-KLEIN_9B = FlowSizes(128, 12288, 4096, 32, 12288, 8, 24)
 ENCODER = "qwen_3_8b.safetensors"
 
 
@@ -51,10 +52,6 @@ def measure(folder: Path) -> list[Row]:
         finally:
             server.stop()
     return rows
-
-
-def blocks(name: str) -> bool:
-    return "_blocks." in name
 
 
 def q4_k(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:

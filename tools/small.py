@@ -268,6 +268,11 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
+def blocks(name: str) -> bool:
+    """Whether a flow's weight is one of those that files keep quantised."""
+    return "_blocks." in name
+
+
 def fp8_state(state: dict, scheme: str, layers=r"(double|single)_blocks.*|.*_proj") -> tuple[dict, dict, dict]:
     """Quantise the matrices of matching layers in one of the released schemes: `metadata`, `comfy_quant` or
     `scaled_fp8`. Returns the file's tensors, its metadata, and the weights dequantised by hand (float32)."""

@@ -1,7 +1,7 @@
 // The frontend fits a graph that brings no view into three quarters of the window, where the text of larger ones is no longer
 // drawn; and the early Vue nodes (1.32.9) are measured while that view still moves, and stand wrong until the page is loaded
-// again. So a graph of ours without a view gets one that fills the window, or shows its beginning where
-// all of it would be too small to read.
+// again. So a graph of ours without a view gets one that fills the window, or shows its beginning where all of it would be too
+// small to read.
 import { app } from "../../scripts/app.js";
 
 const [BEFORE, ABOVE, AFTER] = [70, 100, 20]; // pixels of the canvas under the bars at its left and top, and to spare

@@ -12,15 +12,11 @@ import torch
 from klein.errors import KleinError
 from klein.samplers.schedule import sigmas
 from tools import inprocess, small, small_gguf
-from tools.small import comfy_noise, embed, relative
+from tools.small import blocks, comfy_noise, embed, relative
 
 EXACT = 1e-5
 # Hugging Face's names of Qwen3's parts -> llama.cpp's, for a Qwen3 that is wide enough for blocks of 256.
 WIDE = dict(hidden=256, heads=8, kv_heads=8, head=32, mlp=256, layers=28, vocabulary=151936)
-
-
-def blocks(name: str) -> bool:
-    return "_blocks." in name
 
 
 def velocity(model) -> torch.Tensor:

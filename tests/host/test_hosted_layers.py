@@ -8,15 +8,11 @@ import torch
 
 from fixtures.lora import velocity, written
 from tools import inprocess, small
-from tools.small import relative
+from tools.small import blocks, relative
 from tools.small_scaled import FORMATS, kitchen, state_of
 
 STATE = small.flow_state(**small.FLOW)
 FORMS = {"int8, one scale": 0.015, "int8 by row": 0.015, "int8 rotated": 0.015, "w4a4": 0.25}  # -> what rounded inputs change
-
-
-def blocks(name: str) -> bool:
-    return "_blocks." in name
 
 
 @pytest.fixture(params=[False, True], ids=["without fp8", "with fp8"])

@@ -7,14 +7,10 @@ import torch
 from fixtures.lora import merged, shapes, velocity, written
 from klein.model_loaders.formats.lora import read_lora
 from tools import inprocess, small, small_gguf, small_scaled
-from tools.small import relative
+from tools.small import blocks, relative
 
 STATE = small.flow_state(**small.FLOW)
 LAYER = "double_blocks.0.img_attn.proj"
-
-
-def blocks(name: str) -> bool:
-    return "_blocks." in name
 
 
 def gguf(folder, kind: str):

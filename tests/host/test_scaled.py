@@ -9,16 +9,12 @@ import torch
 
 from klein.samplers.schedule import sigmas
 from tools import inprocess, small
-from tools.small import comfy_noise, embed, relative
+from tools.small import blocks, comfy_noise, embed, relative
 from tools.small_scaled import FORMATS, state_of
 
 EXACT = 1e-5
 WIDE = dict(hidden=256, heads=8, kv_heads=8, head=32, mlp=256, layers=28, vocabulary=151936)
 FLOW = small.flow_state(**small.FLOW)
-
-
-def blocks(name: str) -> bool:
-    return "_blocks." in name
 
 
 def velocities(path, by_hand: dict) -> tuple:

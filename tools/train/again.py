@@ -18,7 +18,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     if not (WORK / "encoder.pt").exists():
         state = load_file(TINY / "text_encoders/klein-tiny/model.safetensors")
-        begin("encoder", text.STEPS, text.build(), {name.removeprefix("model."): p for name, p in state.items()}, text.RATE)
+        begin("encoder", text.STEPS, text.build(), state, text.RATE)
     if not (WORK / "vae.pt").exists():
         module, state = vae.build(), load_file(TINY / "vae/klein-tiny-vae.safetensors")
         released = dict(zip(module.state_dict(), vae_state(module), strict=True))
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def begin(name: str, step: int, module: torch.nn.Module, state: dict, rate: float, outside_rate=0.0, inputs=()) -> None:
-    (getattr(module, "model", module) if name == "encoder" else module).load_state_dict(state)
+    module.load_state_dict(state)
     parts = {name: module, "average": Average(module, 0.0), **optimisers(module, rate, outside_rate)}
     parts = {part: value.state_dict() for part, value in parts.items()}
     torch.save({"step": step, "seconds": 0.0, "made_from": made_from(*inputs), **parts}, WORK / f"{name}.pt")
