@@ -117,9 +117,12 @@ class Previews:
 
 
 def cancel(prompt_id: str) -> None:
-    """Out of the queue, or interrupted if it is what runs now; a run that has ended stays as it is."""
+    """Out of the queue, or interrupted, until it has ended, if it is what runs now; a run that has ended stays as it is."""
     queue = server().prompt_queue
     with queue.mutex:  # the host cannot end a run and start the next while this is held
         queue.delete_queue_item(lambda item: item[1] == prompt_id)
-        if any(item[1] == prompt_id for item in queue.currently_running.values()):
+        running = any(item[1] == prompt_id for item in queue.currently_running.values())
+        if running:
             nodes.interrupt_processing()
+    if running:  # the host forgets an interrupt that comes between a run's leaving the queue and its first node
+        asyncio.get_running_loop().call_later(WAITING, cancel, prompt_id)

@@ -11,9 +11,22 @@ import pytest
 
 from fixtures.serving import PROMPT, ask, generate, host, idle, refused
 
-LONG = {"steps": 100, "size": "512x512"}  # minutes
+LONG = {"steps": 100, "size": "512x512"}  # most of a minute
 TOO_LONG = "The request took more than 2 seconds (KLEIN_MAX_SECONDS) and is cancelled"
 ENDING = "The host is shutting down: ask again"
+SLOW = """
+import time
+from execution import PromptExecutor
+
+NODE_CLASS_MAPPINGS = {}
+execute = PromptExecutor.execute
+
+def late(*given, **named):
+    time.sleep(2.5)
+    return execute(*given, **named)
+
+PromptExecutor.execute = late
+"""  # a host that takes its time between a run's leaving the queue and its first node
 
 
 def begun(server, runs: int = 1) -> None:
@@ -23,7 +36,7 @@ def begun(server, runs: int = 1) -> None:
 
 
 def task(server) -> dict:
-    """What becomes of a task of minutes, as Black Forest Labs' clients ask."""
+    """What becomes of a long task, as Black Forest Labs' clients ask."""
     polling = ask(server, "/bfl/v1/klein-tiny", {"prompt": PROMPT, "steps": 100, "width": 512, "height": 512}).json[
         "polling_url"
     ]
@@ -34,6 +47,13 @@ def task(server) -> dict:
 
 def events(answer) -> list[dict]:
     return [json.loads(line[6:]) for line in answer.data.decode().splitlines() if line.startswith("data: ")]
+
+
+def interrupted(server) -> bool:
+    """Whether every run of the host's history, when all have ended, was cut short."""
+    idle(server)
+    messages = [[kind for kind, _ in run["status"]["messages"]] for run in ask(server, "/history").json.values()]
+    return bool(messages) and all("execution_interrupted" in kinds for kinds in messages)
 
 
 def test_a_request_ends_with_its_time_or_its_host_and_its_run_with_it(tmp_path):
@@ -49,7 +69,7 @@ def test_a_request_ends_with_its_time_or_its_host_and_its_run_with_it(tmp_path):
         (error,) = events(stream.result())
         assert error["type"] == "error" and TOO_LONG in error["error"]["message"]
         assert polled.result()["status"] == "Error" and TOO_LONG in polled.result()["details"]["message"]
-        idle(server, patience=5)
+        assert interrupted(server)
         with ThreadPoolExecutor() as pool:
             waiting = [pool.submit(generate, server, **LONG) for _ in range(2)]
             begun(server, runs=2)
@@ -58,6 +78,17 @@ def test_a_request_ends_with_its_time_or_its_host_and_its_run_with_it(tmp_path):
                 refused(each.result(), ENDING, status=503)
                 assert int(each.result().headers["Retry-After"]) > 0
         assert server.process.wait(10) == -signal.SIGTERM
+    finally:
+        server.stop()
+
+
+def test_a_request_whose_time_ends_before_its_run_has_begun_ends_that_run_too(tmp_path):
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/__init__.py").write_text(SLOW)
+    server = host(tmp_path, packs=(tmp_path / "slow",), KLEIN_MAX_SECONDS="2")
+    try:
+        refused(generate(server, **LONG), TOO_LONG, status=504)
+        assert interrupted(server)
     finally:
         server.stop()
 
