@@ -11,7 +11,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-READY = "window.app && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
+READY = """window.app && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100
+    && app.graph?.nodes.length && !app.configuringGraph"""  # with the graph that it opens by itself
 
 
 @contextlib.contextmanager

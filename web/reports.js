@@ -55,7 +55,7 @@ function show(node, text) {
 }
 
 const numbers = new Map(); // of descriptions
-const queued = new Map(); // prompt -> its nodes' numbers
+const queued = new Map(); // prompt -> its nodes as they were queued: numbers by id, and the nodes themselves
 const said = new Map(); // prompt -> node -> report
 const ended = new Set(); // prompts: a short one has before the page hears its name
 const told = new Map(); // number -> report
@@ -79,13 +79,14 @@ function numbered(prompt) {
 }
 
 async function settle(prompt) {
-  const [made, reports] = [queued.get(prompt), said.get(prompt)];
-  if (!made || !reports || !ended.has(prompt)) return;
+  const [run, reports] = [queued.get(prompt), said.get(prompt)];
+  if (!run || !reports || !ended.has(prompt)) return;
   for (const each of [queued, said, ended]) each.delete(prompt);
-  for (const [node, text] of Object.entries(reports)) told.set(made[node], text);
+  for (const [node, text] of Object.entries(reports)) told.set(run.made[node], text);
   const shown = numbered((await app.graphToPrompt()).output);
   for (const node of app.graph.nodes) {
-    const text = told.get(shown[node.id]);
+    const made = run.nodes.has(node) ? run.made : shown; // a seed may have changed since
+    const text = told.get(made[node.id]);
     if (!text || node.properties[KEPT] === text) continue;
     node.properties[KEPT] = text;
     show(node, text);
@@ -94,9 +95,10 @@ async function settle(prompt) {
 
 const { queuePrompt } = api;
 api.queuePrompt = async function (place, prompt) {
+  const nodes = new Set(app.graph.nodes);
   const answer = await queuePrompt.apply(this, arguments);
   if (answer?.prompt_id && prompt?.output) {
-    queued.set(answer.prompt_id, numbered(prompt.output));
+    queued.set(answer.prompt_id, { made: numbered(prompt.output), nodes });
     settle(answer.prompt_id);
   }
   return answer;

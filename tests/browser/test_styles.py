@@ -37,10 +37,8 @@ HIDDEN = """() => app.graph.nodes.flatMap(node => {
     const seen = line.height > 3 && box.height >= line.height * 0.9;
     return seen ? [] : [node.type];
 })"""
-NEW = """() => {  // a prompt that the server has not cached
-    const prompt = app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(widget => widget.name === 'text');
-    prompt.value += ' '.repeat(1 + Date.now() % 300);
-}"""
+PROMPT = "app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(widget => widget.name === 'text')"
+NEW = f"() => {{ {PROMPT}.value += ' '.repeat(1 + Date.now() % 300); }}"  # a prompt that the server has not cached
 PICTURE = """() => {
     const node = app.graph.nodes.find(node => node.type === 'SaveImage');
     const images = [...(node.imgs || []), ...document.querySelectorAll(`[data-node-id="${node.id}"] img`)];
@@ -115,21 +113,22 @@ def test_reports_stay_on_their_nodes_when_tabs_switch_and_after_a_reload(page, v
     assert page.evaluate(REPORTS) == before and page.evaluate(HIDDEN) == []
 
 
-def test_a_node_that_the_server_has_cached_says_in_another_tab_what_it_said(page):
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_a_node_that_the_server_has_cached_says_in_another_tab_what_it_said(page, late):
     style(page, False)
     template(page, "klein_tiny_two_references")
     page.evaluate(NEW)
     run(page)
     before = page.evaluate(REPORTS)
-    text = page.evaluate(
-        "app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(each => each.name === 'text').value"
-    )
+    text = page.evaluate(f"{PROMPT}.value")
     template(page, "klein_tiny_two_references")
     assert page.evaluate(REPORTS) == {}
-    page.evaluate(
-        "text => app.graph.nodes.find(node => node.type === 'KleinPrompt').widgets.find(each => each.name === 'text').value = text",
-        text,
-    )
+    page.evaluate(f"text => {PROMPT}.value = text", text)
+    if late:  # and meanwhile the frontend gives the sampler its next seed
+        page.evaluate("""() => {
+            const dispatch = app.api.dispatchCustomEvent.bind(app.api);
+            app.api.dispatchCustomEvent = (...event) => setTimeout(dispatch, event[0] === 'execution_success' ? 1000 : 0, ...event);
+        }""")
     run(page)
-    page.wait_for_function(f"() => Object.keys(({REPORTS})()).length === {len(before)}")
+    page.wait_for_function(f"() => Object.keys(({REPORTS})()).length === {len(before)}", timeout=30_000)
     assert page.evaluate(REPORTS) == before
