@@ -32,7 +32,7 @@ def comfy(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(scope="module", params=["en", "ja", "ru"])
+@pytest.fixture(scope="module", params=["en", "ja", pytest.param("ru", marks=pytest.mark.long)])
 def language(request):
     assert request.param in LANGUAGES
     return request.param

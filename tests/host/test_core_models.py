@@ -1,6 +1,7 @@
 """A MODEL that core nodes load, beside ours of the same file, under our combiner and sampler.
 
-0.3.75 knows FLUX.2 with 48 heads only, so its file has two blocks of that width; newer hosts load klein's own shapes.
+0.3.75 knows FLUX.2 with 48 heads only, so its file has two blocks of that width, 4 GB, which take minutes (--long); newer
+hosts load klein's own shapes.
 Tolerance 1e-4: bf16 weights cast to float32 on both sides, the same sums in another order.
 """
 
@@ -15,13 +16,14 @@ from tools.small import relative
 TOLERANCE = 1e-4
 OLD = FlowSizes(128, 192, hidden_size=6144, num_heads=48, mlp_hidden=18432, depth=1, depth_single_blocks=1)
 NEW = FlowSizes(128, 192, hidden_size=256, num_heads=2, mlp_hidden=768, depth=1, depth_single_blocks=2)
+IS_OLD = '"0.3.75"' in (provision.comfyui() / "comfyui_version.py").read_text()
+pytestmark = [pytest.mark.long] if IS_OLD else []
 
 
 @pytest.fixture(scope="module")
 def file(comfy):
-    host = (provision.comfyui() / "comfyui_version.py").read_text()
     path = comfy.base / "models/diffusion_models/core.safetensors"
-    small.save(tiled_state(OLD if '"0.3.75"' in host else NEW), path)
+    small.save(tiled_state(OLD if IS_OLD else NEW), path)
     yield path.name
     comfy.free()
     path.unlink()

@@ -76,7 +76,7 @@ def test_kept_references_paint_the_same_across_runs_and_not_what_plain_ones_do(c
     assert not any(np.array_equal(a, b) for a, b in zip(plain, within))
 
 
-@pytest.mark.parametrize("cache", ["off", "within_run"])
+@pytest.mark.parametrize("cache", [pytest.param("off", marks=pytest.mark.long), "within_run"])
 def test_one_reference_is_followed(comfy, count, cache):
     rng = random.Random(33)
     tasks = [world.unseen_task(rng, 1) for _ in range(count)]
@@ -85,7 +85,7 @@ def test_one_reference_is_followed(comfy, count, cache):
     assert right(images[1:] + images[:1], tasks) < CHANCE
 
 
-@pytest.mark.parametrize("size", [(64, 128), (128, 128), pytest.param((96, 96), marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [(128, 128), *(pytest.param(size, marks=pytest.mark.long) for size in ((64, 128), (96, 96)))])
 def test_larger_pictures_follow_a_reference_as_small_ones_do_and_a_prompt_but_for_some_shapes(comfy, count, size):
     """Which of the four shapes a prompt names is right in 58 to 74 % of larger pictures (tiny/README.md)."""
     rng = random.Random(36)
@@ -100,7 +100,7 @@ def test_larger_pictures_follow_a_reference_as_small_ones_do_and_a_prompt_but_fo
     assert right(said, text) > 2 * CHANCE and right(said[1:] + said[:1], text) < CHANCE
 
 
-@pytest.mark.parametrize("cache", ["off", "within_run"])
+@pytest.mark.parametrize("cache", ["off", pytest.param("within_run", marks=pytest.mark.long)])
 def test_a_mask_that_hides_one_or_the_other_of_two_things_decides_which_appears(comfy, count, cache):
     """The same prompt and picture with the one half kept and with the other."""
     rng = random.Random(34)
@@ -116,7 +116,7 @@ def test_a_mask_that_hides_one_or_the_other_of_two_things_decides_which_appears(
 def test_the_influence_of_a_reference_rises_with_its_strength(comfy, count, cache):
     """Prompts that name a shape alone, and a picture: how often its colour and its ground are painted."""
     rng, influence = random.Random(35), []
-    shown = [world.unseen_scene(rng, 1) for _ in range(count)]
+    shown = [world.unseen_scene(rng, 1) for _ in range(count // 2)]
     prompts = [f"a {rng.choice(world.SHAPES)}" for _ in shown]
     for strength in (0.0, 0.5, 1.0, 4.0):
         tasks = [world.Task(prompt, (scene,), scene, "text", 1) for prompt, scene in zip(prompts, shown)]
