@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -23,13 +23,8 @@ from .files import Checkpoint
 from .table import CODECS, FLOAT8_ROWS, FLOATS, FP8, SCALED, Codec, Scaled
 
 SCALES = {"weight_scale": ("weight_scale", "scale_weight"), "input_scale": ("input_scale", "scale_input")}
-ROTATION = {
-    "convrot": (True,),
-    "convrot_groupsize": (rows.GROUP,),
-    "linear_dtype": ("int4", "int8"),
-}  # known values of settings
 LONGEST_MARKER = 4096  # bytes of a `comfy_quant` tensor
-KNOWN = "bf16, fp16, fp32, fp8, mxfp8, nvfp4, int8, w4a4 or GGUF"
+KNOWN = "bf16, fp16, fp32, fp8, mxfp8, nvfp4, int8, w4a4, w4a8 or GGUF"
 INSTEAD = "load the bf16 or the fp8 file of this model instead."
 
 
@@ -38,7 +33,8 @@ class StoredWeight:
     """One weight of a file. data, weight_scale, input_scale: names of its tensors; shape: of the dense weight; dtype: of
     the data; codec: None for plain floats. The dense weight is data * weight_scale.
 
-    pack: for a packed codec, of data and scales to the rows; second_scale: one more of those.
+    pack: for a packed codec, of data and `scales`, what lies beside it by name and dtype, to the rows; levels: that of those
+    whose numbers may be below 0.
     """
 
     data: str
@@ -47,18 +43,27 @@ class StoredWeight:
     codec: Codec | None = None
     weight_scale: str | None = None
     input_scale: str | None = None
-    second_scale: str | None = None
     pack: Callable[..., torch.Tensor] | None = None
+    scales: Mapping[str, torch.dtype] = field(default_factory=dict)
+    levels: str = ""
 
     def as_rows(self) -> StoredWeight:
         """A scaled fp8 weight as rows with their scale, so that it can be put on top of others."""
-        return replace(self, codec=FLOAT8_ROWS, pack=rows.pack_scaled, input_scale=None)
+        assert self.weight_scale is not None
+        return replace(
+            self,
+            codec=FLOAT8_ROWS,
+            pack=rows.pack_scaled,
+            scales={self.weight_scale: torch.float32},
+            weight_scale=None,
+            input_scale=None,
+        )
 
     def read(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """`weight` as it lies in the file, or packed; and the float32 scalars `weight_scale` and `input_scale` where it has
         them. A plain weight with a scale is multiplied by it."""
         if self.pack:
-            scales = [_checked(checkpoint, name) for name in (self.weight_scale, self.second_scale) if name]
+            scales = [_checked(checkpoint, name, dtype, name == self.levels) for name, dtype in self.scales.items()]
             return {"weight": self.pack(checkpoint[self.data], *scales)}
         parts = {"weight": checkpoint[self.data]}
         for part, name in (("weight_scale", self.weight_scale), ("input_scale", self.input_scale)):
@@ -158,17 +163,9 @@ class Markers:
                     f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape {list(checkpoint.shapes[scale])}, "
                     f"expected {dtype_name(dtypes[0])} of shape {' or '.join(str(list(each)) for each in allowed)}: {INSTEAD}"
                 )
-        named = {leaf: f"{path}.{leaf}" for leaf in form.scales}
-        return StoredWeight(
-            name,
-            (shape[0], columns),
-            torch.uint8,
-            form.codec,
-            named["weight_scale"],
-            None,
-            named.get("weight_scale_2"),
-            form.pack,
-        )
+        scales = {f"{path}.{leaf}": dtypes[0] for leaf, (_, dtypes) in form.scales.items()}
+        levels = form.levels and f"{path}.{form.levels}"
+        return StoredWeight(name, (shape[0], columns), torch.uint8, form.codec, pack=form.pack, scales=scales, levels=levels)
 
     def _codec(self, prefix: str, layer: str, data: str, dtype: torch.dtype, scaled: bool) -> Codec | Scaled | None:
         path, own = f"{prefix}{layer}", f"{prefix}{layer}.comfy_quant"
@@ -205,11 +202,11 @@ def _known(checkpoint: Checkpoint, layer: str, settings: dict) -> Codec | Scaled
     if isinstance(settings.get("params"), dict):  # some write them there
         settings = {**settings["params"], **{key: value for key, value in settings.items() if key != "params"}}
     name, precise = str(settings.get("format")), settings.get("full_precision_matrix_mult", False)
-    rotation = {key: value for key, value in settings.items() if key in ROTATION and name in SCALED}
-    rotated = f"{name}, rotated" if rotation.get("convrot") is True else name
+    known = SCALED[name].settings if name in SCALED else {}
+    rotated = f"{name}, rotated" if "convrot" in known and settings.get("convrot") is True else name
     more = sorted(
         str(key) for key, value in settings.items()
-        if value and key not in ("format", "full_precision_matrix_mult") and not (key in rotation and value in ROTATION[key])
+        if value and key not in ("format", "full_precision_matrix_mult") and value not in known.get(key, ())
     )  # fmt: skip
     if (name not in CODECS and rotated not in SCALED) or not isinstance(precise, bool) or more:
         what = f"{name} weights" + (f" with {more[0]}" if more else "")
@@ -250,10 +247,11 @@ def _scalar(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return scale
 
 
-def _checked(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """Scales of rows or blocks: numbers, none below 0. E8M0 in bytes: 255 is not a number."""
+def _checked(checkpoint: Checkpoint, name: str, dtype: torch.dtype, signed: bool) -> torch.Tensor:
+    """Scales of rows or blocks: numbers, none below 0 unless signed. Bytes are of this dtype."""
     scale = checkpoint[name]
-    wrong = scale == 255 if scale.dtype == torch.uint8 else ~scale.float().isfinite() | (scale.float() < 0)
+    scale = scale.view(dtype) if scale.dtype == torch.uint8 else scale
+    wrong = ~scale.float().isfinite() | (scale.float() < 0) & (not signed)
     if wrong.any():
         raise KleinError(
             f"{name} in {checkpoint.path.name} holds {int(wrong.sum())} scales that are no numbers above 0: download it again."

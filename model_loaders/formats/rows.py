@@ -15,6 +15,7 @@ from .blocks import grouped
 
 FP4_VALUES = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)  # E2M1; OCP Microscaling Formats, 5.3.3
 GROUP = 256  # numbers that ConvRot turns together
+LEVELS = 64  # bytes of 16 float32 numbers
 
 
 def float8(rows: Tensor) -> Tensor:
@@ -33,6 +34,16 @@ def int4_rotated(rows: Tensor) -> Tensor:
     """Two's complement, the low half first."""
     pairs = torch.stack([rows[:, :-4] & 15, rows[:, :-4] >> 4], dim=-1).flatten(1).view(torch.int8)
     return _rotated(((pairs ^ 8) - 8).float() * _tail(rows))
+
+
+def int4_grouped(rows: Tensor) -> Tensor:
+    """K/2 bytes of places among 16 levels, the low half first, K/16 of scales, the levels, one scale of all. A level times the
+    scale of its 16 is an integer of 8 bits."""
+    count = (rows.shape[1] - LEVELS - 4) // 9
+    pairs = torch.stack([rows[:, : 8 * count] & 15, rows[:, : 8 * count] >> 4], dim=-1).flatten(1)
+    values = _levels(rows).gather(1, pairs.long())
+    scales = rows[:, 8 * count : 9 * count].view(torch.float8_e4m3fn).float()
+    return _rotated(grouped(values, scales).round().clamp(-127, 127) * _tail(rows))
 
 
 def nvfp4(rows: Tensor) -> Tensor:
@@ -64,6 +75,18 @@ def pack_nvfp4(data: Tensor, scale: Tensor, second: Tensor) -> Tensor:
     return torch.cat([data, scales, _bytes(_column(second, len(data)))], dim=1)
 
 
+def pack_grouped(data: Tensor, scale: Tensor, channel: Tensor, levels: Tensor) -> Tensor:
+    levels = levels.float().expand(len(data), -1)
+    return torch.cat([_bytes(data), _bytes(scale), _bytes(levels), _bytes(_column(channel, len(data)))], dim=1)
+
+
+def split_grouped(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The way back: (data (n, K/2) int8, scales (n, K/16) e4m3, a scale of each row (n,) and levels (n, 16) float32)."""
+    count = (rows.shape[1] - LEVELS - 4) // 9
+    data, scale = rows[:, : 8 * count].contiguous(), rows[:, 8 * count : 9 * count].contiguous()
+    return data.view(torch.int8), scale.view(torch.float8_e4m3fn), _tail(rows).flatten(), _levels(rows)
+
+
 def pack_mxfp8(data: Tensor, scale: Tensor) -> Tensor:
     blocks = _bytes(data).unflatten(1, (-1, 32))
     return torch.cat([blocks, unswizzled(_bytes(scale), *blocks.shape[:2])[..., None]], dim=2).flatten(1)
@@ -84,6 +107,10 @@ def _rotated(weight: Tensor) -> Tensor:
     small = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], device=weight.device) / 2.0
     matrix = torch.kron(torch.kron(small, small), torch.kron(small, small))
     return (weight.unflatten(1, (-1, GROUP)) @ matrix).flatten(1)
+
+
+def _levels(rows: Tensor) -> Tensor:
+    return rows[:, -LEVELS - 4 : -4].contiguous().view(torch.float32)
 
 
 def _tail(rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -68,22 +68,36 @@ FLOAT8_ROWS = Codec("float8_rows", torch.uint8, unpack=rows.float8, tail=4)
 INT8_ROWS = Codec("int8_rows", torch.uint8, unpack=rows.int8, tail=4)
 INT8_ROTATED = Codec("int8_rotated_rows", torch.uint8, unpack=rows.int8_rotated, count=rows.GROUP, size=rows.GROUP, tail=4)
 INT4_ROTATED = Codec("int4_rotated_rows", torch.uint8, unpack=rows.int4_rotated, count=rows.GROUP, size=rows.GROUP // 2, tail=4)
+INT4_GROUPED = Codec(
+    "int4_grouped_rows",
+    torch.uint8,
+    unpack=rows.int4_grouped,
+    count=rows.GROUP,
+    size=rows.GROUP // 16 * 9,
+    tail=rows.LEVELS + 4,
+)
 MXFP8_BLOCKS = Codec("mxfp8_blocks", torch.uint8, unpack=rows.mxfp8, count=32, size=33)
 NVFP4_ROWS = Codec("nvfp4_rows", torch.uint8, unpack=rows.nvfp4, count=16, size=9, tail=4)
-ROWS = (FLOAT8_ROWS, INT8_ROWS, INT8_ROTATED, INT4_ROTATED, MXFP8_BLOCKS, NVFP4_ROWS)
+ROWS = (FLOAT8_ROWS, INT8_ROWS, INT8_ROTATED, INT4_ROTATED, INT4_GROUPED, MXFP8_BLOCKS, NVFP4_ROWS)
 CODECS = {codec.name: codec for codec in (FLOAT8, *GGML, *ROWS)}
+
+
+ROTATION: Mapping[str, tuple] = {"convrot": (True,), "convrot_groupsize": (rows.GROUP,), "linear_dtype": ("int4", "int8")}
 
 
 @dataclass(frozen=True)
 class Scaled:
     """A format of the host's that is packed into rows when it is read. dtype, count: of the data, and how many numbers
-    each of its elements holds; scales: what lies beside, by name: (shapes that it may have for N, K; dtypes)."""
+    each of its elements holds; scales: what lies beside, by name, as `pack` takes it: (shapes that it may have for N, K;
+    dtypes); levels: that of them whose numbers may be below 0; settings: what `comfy_quant` may say beside the format."""
 
     codec: Codec
     dtype: torch.dtype
     pack: Callable[..., Tensor]
     scales: Mapping[str, tuple[Callable[[int, int], list[tuple[int, ...]]], tuple[torch.dtype, ...]]]
     count: int = 1
+    levels: str = ""
+    settings: Mapping[str, tuple] = field(default_factory=lambda: ROTATION)
     ignored: tuple[str, ...] = ()  # of use only where the host multiplies in the format
 
 
@@ -103,6 +117,14 @@ SCALED = {
     ),
     "int8_tensorwise, rotated": Scaled(INT8_ROTATED, torch.int8, rows.pack_scaled, BY_ROW),
     "convrot_w4a4": Scaled(INT4_ROTATED, torch.int8, rows.pack_scaled, BY_ROW, count=2),
+    "asym_w4a8_int8": Scaled(
+        INT4_GROUPED, torch.int8, rows.pack_grouped,
+        {
+            "weight_s_rel": (lambda n, k: [(n, k // 16)], E4M3), "weight_s_channel": (lambda n, k: [(n,)], FLOATS),
+            "weight_codebook": (lambda n, k: [(16,)], FLOATS),
+        },
+        count=2, levels="weight_codebook", settings={"group_size": (16,), "convrot_groupsize": (rows.GROUP,)},
+    ),
     "mxfp8": Scaled(
         MXFP8_BLOCKS, torch.float8_e4m3fn, rows.pack_mxfp8,
         {"weight_scale": (lambda n, k: [rows.swizzled_shape(n, k // 32)], E8M0)},

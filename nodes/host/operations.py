@@ -11,8 +11,9 @@ import comfy.ops
 import torch
 from comfy.cli_args import args
 
-from ...model_loaders.formats.rows import GROUP, split_scaled
-from ...model_loaders.formats.table import INT4_ROTATED, INT8_ROTATED, INT8_ROWS, Codec
+from ...errors import KleinError
+from ...model_loaders.formats.rows import GROUP, split_grouped, split_scaled
+from ...model_loaders.formats.table import INT4_GROUPED, INT4_ROTATED, INT8_ROTATED, INT8_ROWS, Codec
 from .compat import multiplies, reads_comfy_quant
 from .places import tell_places
 
@@ -21,6 +22,7 @@ HOSTED = {
     INT8_ROWS.name: {"format": "int8_tensorwise"},
     INT8_ROTATED.name: {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": GROUP},
     INT4_ROTATED.name: {"format": "convrot_w4a4", "convrot_groupsize": GROUP},
+    INT4_GROUPED.name: {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": GROUP},
 }
 
 
@@ -72,12 +74,24 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
     if reads_comfy_quant():
         for layer, codec in quantised.items():
             if codec.name in HOSTED:
-                weight, scale = split_scaled(state[f"{layer}.weight"])
-                scale = scale.flatten() if codec.name == INT4_ROTATED.name else scale  # as comfy-kitchen has each
-                state |= {f"{layer}.weight": weight, f"{layer}.weight_scale": scale}
+                parts = _split(codec, state[f"{layer}.weight"], layer)
+                state |= {f"{layer}.{leaf}": part for leaf, part in parts.items()}
             said = json.dumps(HOSTED.get(codec.name, codec.settings))
             state[f"{layer}.comfy_quant"] = torch.tensor(list(said.encode()), dtype=torch.uint8)
     return state
+
+
+def _split(codec: Codec, rows: torch.Tensor, layer: str) -> dict[str, torch.Tensor]:
+    """Packed rows as comfy-kitchen has the weight, by the names in a file."""
+    if codec.name == INT4_GROUPED.name:
+        weight, scale, channel, levels = split_grouped(rows)
+        if (levels != levels[0]).any():
+            raise KleinError(
+                f"q, k and v of {layer} are w4a8 with levels of their own: load the bf16 or the fp8 file of this model instead."
+            )
+        return {"weight": weight, "weight_s_rel": scale, "weight_s_channel": channel, "weight_codebook": levels[0].clone()}
+    weight, scale = split_scaled(rows)
+    return {"weight": weight, "weight_scale": scale.flatten() if codec.name == INT4_ROTATED.name else scale}
 
 
 def native_layers(quantised: dict[str, Codec]) -> dict[str, Codec]:

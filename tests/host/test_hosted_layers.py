@@ -1,4 +1,4 @@
-"""Files in int8 and w4a4 in the layers of hosts that have them (newer than 0.3.75), as on a card that multiplies in these.
+"""Files in int8, w4a4 and w4a8 in the layers of hosts that have them (newer than 0.3.75), as on a card that multiplies in these.
 
 The CPU stands for that card: comfy-kitchen has the same products for it.
 """
@@ -12,7 +12,13 @@ from tools.small import blocks, relative
 from tools.small_scaled import FORMATS, kitchen, state_of
 
 STATE = small.flow_state(**small.FLOW)
-FORMS = {"int8, one scale": 0.015, "int8 by row": 0.015, "int8 rotated": 0.015, "w4a4": 0.25}  # -> what rounded inputs change
+FORMS = {
+    "int8, one scale": 0.015,
+    "int8 by row": 0.015,
+    "int8 rotated": 0.015,
+    "w4a4": 0.25,
+    "w4a8": 0.015,
+}  # -> what rounded inputs change
 
 
 @pytest.fixture(params=[False, True], ids=["without fp8", "with fp8"])
@@ -31,10 +37,11 @@ def forward(tensors: dict, layer: str, form: str, x: torch.Tensor) -> torch.Tens
     """comfy-kitchen's own, of a layer of the file."""
     name, settings, _ = FORMATS[form]
     layout = getattr(kitchen, name)
-    data, scale = (tensors[f"{layer}.{leaf}"] for leaf in ("weight", "weight_scale"))
-    rotated = {"convrot": True} if settings.get("convrot") else {}
+    leaves = {"weight_scale": "scale", "weight_s_rel": "scale", "weight_s_channel": "s_channel", "weight_codebook": "codebook"}
+    given = {part: tensors[f"{layer}.{leaf}"] for leaf, part in leaves.items() if f"{layer}.{leaf}" in tensors}
+    rotated, data = {"convrot": True} if settings.get("convrot") else {}, tensors[f"{layer}.weight"]
     shape = (len(data), x.shape[-1])
-    weight = kitchen.QuantizedTensor(data, name, layout.Params(scale=scale, orig_dtype=x.dtype, orig_shape=shape, **rotated))
+    weight = kitchen.QuantizedTensor(data, name, layout.Params(**given, orig_dtype=x.dtype, orig_shape=shape, **rotated))
     return torch.nn.functional.linear(x, weight)
 
 

@@ -157,7 +157,7 @@ def test_a_layer_that_is_not_stored_as_its_mark_says_is_refused(stored, state, l
 def test_a_format_that_is_not_known_to_the_last_setting_is_refused(stored, settings, what):
     state, expected = (
         {"a.weight": WEIGHT, "a.weight_scale": SCALE},
-        "expected bf16, fp16, fp32, fp8, mxfp8, nvfp4, int8, w4a4 or GGUF: load the bf16 or the fp8 file",
+        "expected bf16, fp16, fp32, fp8, mxfp8, nvfp4, int8, w4a4, w4a8 or GGUF: load the bf16 or the fp8 file",
     )
     for marked, layers in (({"a.comfy_quant": marker(settings)}, None), ({}, {"a": settings})):
         with pytest.raises(KleinError, match=rf"^x.safetensors holds {what} \(a\), {expected} of this model instead.$"):

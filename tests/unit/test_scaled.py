@@ -65,9 +65,16 @@ def test_rows_take_hardly_more_than_the_file_and_stand_for_themselves(read, form
     plan = read(state)
     codec, packed = plan.quantised[LAYER], dict(plan.tensors())[f"{LAYER}.weight"]
     stored = sum(tensor.nbytes for name, tensor in state.items() if name.startswith(f"{LAYER}.weight"))
-    assert packed.nbytes <= stored + 4 * len(packed)
+    assert packed.nbytes <= stored + codec.tail * len(packed)
     assert relative(codec.dense(packed[5:9], torch.float32), by_hand[f"{LAYER}.weight"][5:9]) < 5e-7
     assert codec.columns(packed.shape[1]) == 256 and CODECS[codec.name] is codec
+
+
+def test_rows_of_w4a8_can_be_taken_apart_again():
+    made, _ = quantised(FLOW[f"{PROJ}.weight"], "w4a8")
+    given = [made[f"weight{suffix}"] for suffix in ("", "_s_rel", "_s_channel", "_codebook")]
+    *parts, levels = rows.split_grouped(rows.pack_grouped(*given))
+    assert all(torch.equal(part, there) for part, there in zip(parts, given)) and (levels == given[3]).all()
 
 
 def test_rows_of_integers_can_be_taken_apart_again():
@@ -150,7 +157,17 @@ WRONG = {
     ),
     "rotation that is no truth": (spoilt("int8 rotated", comfy_quant=marker({"format": "int8_tensorwise", "convrot": 7})), "with convrot"),
     "a format on another dtype": (spoilt("int8 by row", comfy_quant=marker({"format": "mxfp8"})), "is mxfp8, but stores it as int8"),
-    "w4a8": (spoilt("w4a4", comfy_quant=marker({"format": "asym_w4a8_int8"})), "holds asym_w4a8_int8 weights"),
+    "a negative scale in bytes": (spoilt("nvfp4", weight_scale=torch.full((256, 16), 0x81, dtype=torch.uint8)), "holds 4096 scales"),
+    "w4a8 in groups of 32": (
+        spoilt("w4a8", comfy_quant=marker({"format": "asym_w4a8_int8", "group_size": 32})), "asym_w4a8_int8 weights with group_size"
+    ),
+    "w4a8 without levels": (spoilt("w4a8", weight_codebook=None), "weight_codebook that is missing"),
+    "w4a8 with a correction": (spoilt("w4a8", weight_correction=torch.ones(16, 256)), "weight_correction that is strange"),
+    "w4a8 in 6 bits": (spoilt("w4a8", weight=torch.zeros(256, 192, dtype=torch.int8)), "int4_grouped_rows layer"),
+    "w4a8 with a level that is no number": (
+        spoilt("w4a8", weight_codebook=torch.full((16,), float("nan"))), "holds 16 scales that are no numbers"
+    ),
+    "w4a8 with a scale below 0": (spoilt("w4a8", weight_s_channel=-torch.ones(256)), "holds 256 scales that are no numbers above 0"),
     "hybrid mxfp8": (spoilt("mxfp8", comfy_quant=marker({"format": "hybrid_mxfp8"})), "holds hybrid_mxfp8 weights"),
     "our own rows of another length": (
         {**FLOW, f"{PROJ}.weight": torch.ones(256, 9, dtype=torch.uint8), f"{PROJ}.comfy_quant": marker({"format": "Q4_K"})},
