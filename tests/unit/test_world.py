@@ -14,7 +14,9 @@ from tools.train.judge import CONTRAST, judge, look
 def test_the_judge_errs_on_less_than_1_percent_of_clean_pictures():
     rng = random.Random(0)
     drawn = [(world.scene(rng), world.any_size(rng)) for _ in range(500)]
-    drawn += [(edit.result, edit.size) for edit in (world.training_edit(rng) for _ in range(100))]
+    drawn += [
+        (edit.result, edit.size) for edit in (world.training_edit(rng, rng.choice(list(world.EDITS))) for _ in range(100))
+    ]
     wrong = [(scene, size) for scene, size in drawn if not judge(world.render(scene, size), scene).all]
     assert len(wrong) < 5, wrong
 
@@ -57,7 +59,7 @@ def test_training_shows_no_held_out_combination_and_the_unseen_all_have_one():
         task = world.training_task(rng)
         assert all(map(world.trainable, (task.result, *task.references)))
         assert world.trainable_task(world.draw(world.masked_task, world.trainable_task, rng))
-        edit = world.training_edit(rng)
+        edit = world.training_edit(rng, rng.choice(list(world.EDITS)))
         assert all(map(world.trainable, (edit.result, *edit.references)))
     for _ in range(300):
         assert not world.trainable(world.unseen_scene(rng))

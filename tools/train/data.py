@@ -19,12 +19,13 @@ from klein.model_loaders.qwen3.prompt import LENGTH, PAD, tokenize
 from . import text, vae, world
 from .parts import SEED, WORK, made_from
 
-SCENES, TASKS, MASKED, EDITS = 6000, 6000, 1000, 3500
+SCENES, TASKS, MASKED = 12000, 6000, 1000
+EDITS = {"without": 8000, "repaint": 1200, "outpaint": 1200}  # 1200 pictures of two things are learned by heart
 CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
 BATCH = 2200  # tokens of text and pictures
 FIRST = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}  # while pictures are small
-SHARES = {"text": 0.45, "one": 0.08, "two": 0.1, "masked": 0.03, "without": 0.25, "repaint": 0.06, "outpaint": 0.03}
+SHARES = {"text": 0.4, "one": 0.06, "two": 0.08, "masked": 0.03, "without": 0.35, "repaint": 0.05, "outpaint": 0.03}
 
 
 class Text(NamedTuple):
@@ -126,7 +127,7 @@ def drawn() -> list[world.Task]:
     tasks = [replace(world.captioned(scene, rng), size=size) for scene, size in scenes for _ in range(CAPTIONS)]
     tasks += [replace(world.training_task(rng), size=world.any_size(rng)) for _ in range(TASKS)]
     tasks += [world.draw(world.masked_task, world.trainable_task, rng) for _ in range(MASKED)]
-    edits = [world.training_edit(rng) for _ in range(EDITS)]
+    edits = [world.training_edit(rng, kind) for kind, count in EDITS.items() for _ in range(count)]
     return tasks + [task if task.cut else replace(task, size=world.any_size(rng)) for task in edits]
 
 

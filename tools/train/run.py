@@ -1,5 +1,5 @@
 """python3 dev.py train encoder|vae|data|flow [minutes] : go on with one model's training; the next part starts where it stopped.
-python3 dev.py train again : tiny/ as the start of the second stage, before vae and before flow.
+python3 dev.py train again : tiny/ as the start of more training of the flow.
 python3 dev.py train export|evaluate : write tiny/, measure it.
 """
 

@@ -171,7 +171,7 @@ def masked_task(rng: random.Random) -> Task:
 
 def without_task(rng: random.Random) -> Task:
     """A picture, and one of its things that shall go: by its colour and shape, or by the one that tells it apart."""
-    shown = scene(rng)
+    shown = scene(rng, 2 if rng.random() < 0.85 else 1)
     gone = rng.choice(shown.things)
     names = [f"{gone.colour} {gone.shape}"]
     if len({thing.shape for thing in shown.things}) == len(shown.things):
@@ -261,8 +261,8 @@ def training_task(rng: random.Random) -> Task:
     return draw(task, trainable_task, rng)
 
 
-def training_edit(rng: random.Random) -> Task:
-    return draw(EDITS[rng.choice(list(EDITS))], trainable_task, rng)
+def training_edit(rng: random.Random, kind: str) -> Task:
+    return draw(EDITS[kind], trainable_task, rng)
 
 
 def trainable_task(task: Task) -> bool:
