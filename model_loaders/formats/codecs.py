@@ -64,7 +64,8 @@ class StoredWeight:
         them. A plain weight with a scale is multiplied by it."""
         if self.pack:
             scales = [_checked(checkpoint, name, dtype, name == self.levels) for name, dtype in self.scales.items()]
-            return {"weight": self.pack(checkpoint[self.data], *scales)}
+            inputs = {"input_scale": _scalar(checkpoint, self.input_scale)} if self.input_scale else {}
+            return {"weight": self.pack(checkpoint[self.data], *scales), **inputs}
         parts = {"weight": checkpoint[self.data]}
         for part, name in (("weight_scale", self.weight_scale), ("input_scale", self.input_scale)):
             if name is not None:
@@ -126,11 +127,7 @@ class Markers:
             )
         own = {part: None if leaf is None else f"{path}.{leaf}" for part, leaf in scales.items()}
         for scale in filter(None, own.values()):
-            if math.prod(checkpoint.shapes[scale]) != 1 or checkpoint.dtypes[scale] not in FLOATS:
-                raise KleinError(
-                    f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape "
-                    f"{list(checkpoint.shapes[scale])}, expected one floating-point number a layer: {INSTEAD}"
-                )
+            _expect_one(checkpoint, scale)
         return StoredWeight(name, shape, dtype, codec, own["weight_scale"], own["input_scale"])
 
     def _packed(self, path: str, name: str, shape: tuple[int, ...], codec: Codec, beside: set[str]) -> StoredWeight:
@@ -146,7 +143,7 @@ class Markers:
     def _scaled_rows(self, path: str, name: str, form: Scaled, beside: set[str]) -> StoredWeight:
         """A weight of a format that is packed into rows, with all its scales beside it and nothing else."""
         checkpoint, shape = self.checkpoint, self.checkpoint.shapes[name]
-        strange = sorted(beside - set(form.scales) - set(form.ignored)) or sorted(set(form.scales) - beside)
+        strange = sorted(beside - {*form.scales, form.inputs}) or sorted(set(form.scales) - beside)
         columns = shape[1] * form.count if len(shape) == 2 else 0
         if strange or not columns or columns % form.codec.count or not shape[0]:
             what = (
@@ -165,7 +162,10 @@ class Markers:
                 )
         scales = {f"{path}.{leaf}": dtypes[0] for leaf, (_, dtypes) in form.scales.items()}
         levels = form.levels and f"{path}.{form.levels}"
-        return StoredWeight(name, (shape[0], columns), torch.uint8, form.codec, pack=form.pack, scales=scales, levels=levels)
+        inputs = f"{path}.{form.inputs}" if form.inputs in beside else None
+        if inputs:
+            _expect_one(checkpoint, inputs)
+        return StoredWeight(name, (shape[0], columns), torch.uint8, form.codec, None, inputs, form.pack, scales, levels)
 
     def _codec(self, prefix: str, layer: str, data: str, dtype: torch.dtype, scaled: bool) -> Codec | Scaled | None:
         path, own = f"{prefix}{layer}", f"{prefix}{layer}.comfy_quant"
@@ -238,6 +238,14 @@ def _tensor_settings(checkpoint: Checkpoint, name: str) -> dict:
         return {str(key): value for key, value in settings.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise KleinError(f"{name} in {checkpoint.path.name} is not JSON ({error}): download it again.") from error
+
+
+def _expect_one(checkpoint: Checkpoint, scale: str) -> None:
+    if math.prod(checkpoint.shapes[scale]) != 1 or checkpoint.dtypes[scale] not in FLOATS:
+        raise KleinError(
+            f"{scale} in {checkpoint.path.name} is {dtype_name(checkpoint.dtypes[scale])} of shape {list(checkpoint.shapes[scale])}, "
+            f"expected one floating-point number a layer: {INSTEAD}"
+        )
 
 
 def _scalar(checkpoint: Checkpoint, name: str) -> torch.Tensor:

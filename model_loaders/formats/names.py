@@ -114,6 +114,11 @@ class Plan:
         """Canonical layer -> its codec, of those that are not plain."""
         return {layer: parts[0].codec for layer, parts in self.weights.items() if parts[0].codec}
 
+    @property
+    def stacked(self) -> set[str]:
+        """The layers that the file has in several parts."""
+        return {layer for layer, parts in self.weights.items() if len(parts) > 1}
+
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype of most of the matrices that are not quantised, by their number of elements."""

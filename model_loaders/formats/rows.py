@@ -81,10 +81,17 @@ def pack_grouped(data: Tensor, scale: Tensor, channel: Tensor, levels: Tensor) -
 
 
 def split_grouped(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The way back: (data (n, K/2) int8, scales (n, K/16) e4m3, a scale of each row (n,) and levels (n, 16) float32)."""
+    """The way back: (data (n, K/2) int8, scales (n, K/16) e4m3, a scale of each row (n,) and the first's levels (16,) float32)."""
     count = (rows.shape[1] - LEVELS - 4) // 9
     data, scale = rows[:, : 8 * count].contiguous(), rows[:, 8 * count : 9 * count].contiguous()
-    return data.view(torch.int8), scale.view(torch.float8_e4m3fn), _tail(rows).flatten(), _levels(rows)
+    return data.view(torch.int8), scale.view(torch.float8_e4m3fn), _tail(rows).flatten(), _levels(rows)[0].clone()
+
+
+def split_nvfp4(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The way back: (data (n, K/2) uint8, scales as tensor cores read them, e4m3, and the one scale of all, float32)."""
+    count = rows.shape[1] // 9
+    scales = swizzled(rows[:, 8 * count : 9 * count]).view(torch.float8_e4m3fn)
+    return rows[:, : 8 * count].contiguous(), scales, _tail(rows)[0, 0].clone()
 
 
 def pack_mxfp8(data: Tensor, scale: Tensor) -> Tensor:
@@ -92,10 +99,25 @@ def pack_mxfp8(data: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([blocks, unswizzled(_bytes(scale), *blocks.shape[:2])[..., None]], dim=2).flatten(1)
 
 
+def split_mxfp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The way back: (data (n, K) e4m3, scales as tensor cores read them, e8m0)."""
+    blocks = rows.unflatten(1, (-1, 33))
+    data = blocks[..., :32].flatten(1).view(torch.float8_e4m3fn)
+    return data, swizzled(blocks[..., 32]).view(torch.float8_e8m0fnu)
+
+
 def unswizzled(scales: Tensor, rows: int, columns: int) -> Tensor:
     """Scales in the order that tensor cores read (cuBLAS: 128x4 tiles of scaling factors) as a matrix."""
     tiles = scales.reshape(-(-rows // 128), -(-columns // 4), 32, 4, 4)  # row // 128, column // 4, row % 32, ...
     return tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 2)[:rows, :columns]
+
+
+def swizzled(scales: Tensor) -> Tensor:
+    """A matrix of bytes in the order that tensor cores read, zeros where a tile has more."""
+    rows, columns = swizzled_shape(*scales.shape)
+    padded = torch.nn.functional.pad(scales, (0, columns - scales.shape[1], 0, rows - scales.shape[0]))
+    tiles = padded.reshape(rows // 128, 4, 32, columns // 4, 4)  # row // 128, row % 128 // 32, row % 32, column // 4, ...
+    return tiles.permute(0, 3, 2, 1, 4).reshape(rows, columns)
 
 
 def swizzled_shape(rows: int, columns: int) -> tuple[int, int]:

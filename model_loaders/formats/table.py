@@ -98,7 +98,7 @@ class Scaled:
     count: int = 1
     levels: str = ""
     settings: Mapping[str, tuple] = field(default_factory=lambda: ROTATION)
-    ignored: tuple[str, ...] = ()  # of use only where the host multiplies in the format
+    inputs: str = ""  # the scale of what the layer is given, of use where the host multiplies in the format
 
 
 def _one(n: int, k: int) -> list[tuple[int, ...]]:
@@ -132,6 +132,6 @@ SCALED = {
     "nvfp4": Scaled(
         NVFP4_ROWS, torch.uint8, rows.pack_nvfp4,
         {"weight_scale": (lambda n, k: [rows.swizzled_shape(n, k // 16)], E4M3), "weight_scale_2": (_one, FLOATS)},
-        count=2, ignored=("input_scale",),
+        count=2, inputs="input_scale",
     ),
 }  # fmt: skip

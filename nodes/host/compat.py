@@ -61,7 +61,9 @@ def multiplies(form: str) -> bool:
     known = comfy.quant_ops.QUANT_ALGOS.get(form)
     if not known or not reads_comfy_quant() or not comfy.model_management.is_nvidia():
         return False
-    return comfy.quant_ops.get_layout_class(known["comfy_tensor_layout"]).supports_fast_matmul()
+    card = getattr(comfy.model_management, f"supports_{form}_compute", lambda device: True)
+    layout = comfy.quant_ops.get_layout_class(known["comfy_tensor_layout"])
+    return layout.supports_fast_matmul() and card(comfy.model_management.get_torch_device())
 
 
 def reads_comfy_quant() -> bool:

@@ -4,36 +4,62 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import comfy.ops
 import torch
 from comfy.cli_args import args
 
-from ...errors import KleinError
-from ...model_loaders.formats.rows import GROUP, split_grouped, split_scaled
-from ...model_loaders.formats.table import INT4_GROUPED, INT4_ROTATED, INT8_ROTATED, INT8_ROWS, Codec
+from ...model_loaders.formats.rows import GROUP, split_grouped, split_mxfp8, split_nvfp4, split_scaled
+from ...model_loaders.formats.table import INT4_GROUPED, INT4_ROTATED, INT8_ROTATED, INT8_ROWS, MXFP8_BLOCKS, NVFP4_ROWS, Codec
 from .compat import multiplies, reads_comfy_quant
 from .places import tell_places
 
-# What hosts multiply in themselves, of what is packed in rows here: our codec -> what their `comfy_quant` says of it.
+
+@dataclass(frozen=True)
+class Hosted:
+    """A format that hosts have layers for. format, settings: as their `comfy_quant` says it; parts: of packed rows, the weight
+    and its scales as comfy-kitchen has them, by these names; whole: whether there is something that all rows share, which a
+    weight that was put together of several has not."""
+
+    format: str
+    parts: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    names: tuple[str, ...] = ("weight", "weight_scale")
+    settings: Mapping[str, int | bool] = field(default_factory=dict)
+    whole: bool = False
+
+
+def _flat(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    weight, scale = split_scaled(rows)
+    return weight, scale.flatten()
+
+
+ROTATED = {"convrot_groupsize": GROUP}
+W4A8 = ("weight", "weight_s_rel", "weight_s_channel", "weight_codebook")
 HOSTED = {
-    INT8_ROWS.name: {"format": "int8_tensorwise"},
-    INT8_ROTATED.name: {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": GROUP},
-    INT4_ROTATED.name: {"format": "convrot_w4a4", "convrot_groupsize": GROUP},
-    INT4_GROUPED.name: {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": GROUP},
+    INT8_ROWS.name: Hosted("int8_tensorwise", split_scaled),
+    INT8_ROTATED.name: Hosted("int8_tensorwise", split_scaled, settings={"convrot": True, **ROTATED}),
+    INT4_ROTATED.name: Hosted("convrot_w4a4", _flat, settings=ROTATED),
+    INT4_GROUPED.name: Hosted("asym_w4a8_int8", split_grouped, W4A8, {"group_size": 16, **ROTATED}, whole=True),
+    MXFP8_BLOCKS.name: Hosted("mxfp8", split_mxfp8),
+    NVFP4_ROWS.name: Hosted("nvfp4", split_nvfp4, ("weight", "weight_scale", "weight_scale_2"), whole=True),
 }
 
 
-def hosted(quantised: dict[str, Codec], name: str) -> dict[str, Codec]:
+def hosted(quantised: dict[str, Codec], stacked: set[str], name: str) -> dict[str, Codec]:
     """The layers of a flow model with those that the host multiplies in their format as its own: their codec unpacks
-    nothing here."""
-    own = {layer for layer, codec in quantised.items() if codec.name in HOSTED and multiplies(HOSTED[codec.name]["format"])}
-    if own:
-        names = ", ".join(sorted({HOSTED[quantised[layer].name]["format"] for layer in own}))
-        logging.info(f"{name}: ComfyUI multiplies {len(own)} layers in {names}, and rounds what they are given to it")
-    return {layer: replace(codec, unpack=None) if layer in own else codec for layer, codec in quantised.items()}
+    nothing here. stacked: those that the file has in several parts."""
+
+    def own(layer: str, form: Hosted | None) -> bool:
+        return form is not None and multiplies(form.format) and not (form.whole and layer in stacked)
+
+    chosen = {layer for layer, codec in quantised.items() if own(layer, HOSTED.get(codec.name))}
+    if chosen:
+        names = ", ".join(sorted({HOSTED[quantised[layer].name].format for layer in chosen}))
+        logging.info(f"{name}: ComfyUI multiplies {len(chosen)} layers in {names}, and rounds what they are given to it")
+    return {layer: replace(codec, unpack=None) if layer in chosen else codec for layer, codec in quantised.items()}
 
 
 def flow_operations(quantised: dict[str, Codec], dtype: torch.dtype | None, compute_dtype: torch.dtype | None, load_device):
@@ -73,25 +99,14 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
             state.pop(f"{layer}.input_scale", None)
     if reads_comfy_quant():
         for layer, codec in quantised.items():
+            said: Mapping = codec.settings
             if codec.name in HOSTED:
-                parts = _split(codec, state[f"{layer}.weight"], layer)
-                state |= {f"{layer}.{leaf}": part for leaf, part in parts.items()}
-            said = json.dumps(HOSTED.get(codec.name, codec.settings))
-            state[f"{layer}.comfy_quant"] = torch.tensor(list(said.encode()), dtype=torch.uint8)
+                form = HOSTED[codec.name]
+                parts = zip(form.names, form.parts(state[f"{layer}.weight"]), strict=True)
+                state |= {f"{layer}.{part}": tensor for part, tensor in parts}
+                said = {"format": form.format, **form.settings}
+            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
     return state
-
-
-def _split(codec: Codec, rows: torch.Tensor, layer: str) -> dict[str, torch.Tensor]:
-    """Packed rows as comfy-kitchen has the weight, by the names in a file."""
-    if codec.name == INT4_GROUPED.name:
-        weight, scale, channel, levels = split_grouped(rows)
-        if (levels != levels[0]).any():
-            raise KleinError(
-                f"q, k and v of {layer} are w4a8 with levels of their own: load the bf16 or the fp8 file of this model instead."
-            )
-        return {"weight": weight, "weight_s_rel": scale, "weight_s_channel": channel, "weight_codebook": levels[0].clone()}
-    weight, scale = split_scaled(rows)
-    return {"weight": weight, "weight_scale": scale.flatten() if codec.name == INT4_ROTATED.name else scale}
 
 
 def native_layers(quantised: dict[str, Codec]) -> dict[str, Codec]:

@@ -70,13 +70,56 @@ def test_each_layer_is_comfy_kitchens_own_and_stays_quantised_saved_and_loaded_a
     assert relative(velocity(model), velocity(core)) < 0.005
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["mxfp8", "nvfp4"])
+def test_what_a_cpu_cannot_multiply_is_handed_to_the_host_as_its_own_loader_hands_it(monkeypatch, card, tmp_path, form):
+    """As on a card without fp8 arithmetic, where the host makes each layer dense. On one that has these products it takes
+    the same tensors, bit for bit."""
+    import comfy.sd
+
+    monkeypatch.setattr(card.comfy.model_management, "supports_fp8_compute", lambda *_: False)
+    tensors, by_hand = state_of(STATE, form, blocks)
+    inputs = {"nvfp4": {"input_scale": torch.tensor(0.25)}, "mxfp8": {}}[form]
+    quantised = [name.removesuffix(".comfy_quant") for name in tensors if name.endswith("comfy_quant")]
+    tensors |= {f"{layer}.{leaf}": scale.clone() for layer in quantised for leaf, scale in inputs.items()}
+    path = small.save(tensors, tmp_path / "flow.safetensors")
+    model, core = card.load_model(path), comfy.sd.load_diffusion_model(str(path))
+    held, theirs = (each.model.diffusion_model.state_dict() for each in (model, core))
+    for layer in quantised:
+        names = {name for name in tensors if name.startswith(f"{layer}.") and not name.endswith("comfy_quant")}
+        assert all(torch.equal(held[name], theirs[name]) and held[name].dtype == theirs[name].dtype for name in names)
+        x = torch.randn(40, by_hand[f"{layer}.weight"].shape[1], generator=torch.Generator().manual_seed(1))
+        want = torch.nn.functional.linear(x, by_hand[f"{layer}.weight"])
+        assert relative(model.model.diffusion_model.get_submodule(layer)(x), want) < 1e-6
+    assert relative(velocity(model), velocity(core)) < 1e-5 and torch.equal(velocity(model), velocity(model, 1))
+    check_lora(card, tmp_path, model, by_hand)
+    saved = tmp_path / "saved.safetensors"
+    comfy.sd.save_checkpoint(str(saved), model)
+    again = card.load_model(saved).model.diffusion_model.state_dict()
+    assert held.keys() == again.keys() and all(torch.equal(held[name], again[name]) for name in held)
+
+
+def test_a_weight_of_several_parts_with_scales_of_their_own_stays_packed(card, tmp_path):
+    """Under diffusers' names: nvfp4 has one scale for all rows, w4a8 its levels."""
+    theirs = small.flow_oracle(STATE).state_dict()
+    for form in ("nvfp4", "w4a8", "int8 by row"):
+        tensors, _ = state_of(theirs, form, lambda name: ".attn." in name)
+        flow = card.load_model(small.save(tensors, tmp_path / "flow.safetensors")).model.diffusion_model
+        packed = hasattr(flow.double_blocks[0].img_attn.qkv, "codec")
+        assert packed == (form != "int8 by row") and not hasattr(flow.double_blocks[0].img_attn.proj, "codec")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_whole_offloaded_and_with_a_lora(card, tmp_path, form):
     """A layer with a LoRA is multiplied as any other, and the LoRA beside it."""
     tensors, by_hand = state_of(STATE, form, blocks)
     model = card.load_model(small.save(tensors, tmp_path / "flow.safetensors"))
+    assert torch.equal(velocity(model, 1), velocity(model))
+    check_lora(card, tmp_path, model, by_hand)
+
+
+def check_lora(card, tmp_path, model, by_hand: dict) -> None:
     plain = velocity(model)
-    assert torch.equal(velocity(model, 1), plain)
     lora, deltas = written("kohya", STATE)
     file = small.save(lora, tmp_path / "style.safetensors")
     changed, *_ = inprocess.import_adapter("lora").attach(model, None, file, 1.0, 1.0)
@@ -101,11 +144,12 @@ def test_references_kept_on_disk_are_told_apart_from_those_of_a_host_without_suc
 @pytest.mark.parametrize(("nvidia", "fast"), [(True, True), (True, False), (False, True)])
 def test_only_a_card_that_multiplies_in_a_format_is_given_it(monkeypatch, nvidia, fast):
     compat, operations = (inprocess.import_adapter(name) for name in ("compat", "operations"))
-    forms = {settings["format"] for settings in operations.HOSTED.values()}
+    forms = {form.format for form in operations.HOSTED.values()}
     layouts = compat.comfy.quant_ops.QUANT_ALGOS
     known = {form for form in forms if form in layouts}
     monkeypatch.setattr(compat.comfy.model_management, "is_nvidia", lambda: nvidia)
     for form in known:
         layout = compat.comfy.quant_ops.get_layout_class(layouts[form]["comfy_tensor_layout"])
         monkeypatch.setattr(layout, "supports_fast_matmul", classmethod(lambda _: fast))
+        monkeypatch.setattr(compat.comfy.model_management, f"supports_{form}_compute", lambda _: fast, raising=False)
     assert {form for form in forms if compat.multiplies(form)} == (known if nvidia and fast else set())

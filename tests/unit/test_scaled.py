@@ -73,8 +73,23 @@ def test_rows_take_hardly_more_than_the_file_and_stand_for_themselves(read, form
 def test_rows_of_w4a8_can_be_taken_apart_again():
     made, _ = quantised(FLOW[f"{PROJ}.weight"], "w4a8")
     given = [made[f"weight{suffix}"] for suffix in ("", "_s_rel", "_s_channel", "_codebook")]
-    *parts, levels = rows.split_grouped(rows.pack_grouped(*given))
-    assert all(torch.equal(part, there) for part, there in zip(parts, given)) and (levels == given[3]).all()
+    assert all(map(torch.equal, rows.split_grouped(rows.pack_grouped(*given)), given))
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 32), (130, 160), (128, 512)])
+def test_scales_as_tensor_cores_read_them_can_be_put_back(n, k):
+    scales = torch.randint(0, 255, (n, k // 16), dtype=torch.uint8)
+    assert torch.equal(rows.unswizzled(rows.swizzled(scales), n, k // 16), scales)
+
+
+@pytest.mark.parametrize("form", ["nvfp4", "mxfp8"])
+def test_rows_of_blocks_can_be_taken_apart_again(form):
+    made, _ = quantised(FLOW[f"{PROJ}.weight"], form)
+    given = [tensor for leaf, tensor in made.items() if leaf != "comfy_quant"]
+    pack, split = (getattr(rows, f"{way}_{form}") for way in ("pack", "split"))
+    names = sorted(name for name in made if name != "comfy_quant")  # weight, weight_scale, weight_scale_2
+    given = [made[name] for name in names]
+    assert all(torch.equal(a.view(b.dtype), b) for a, b in zip(split(pack(*given)), given, strict=True))
 
 
 def test_rows_of_integers_can_be_taken_apart_again():
