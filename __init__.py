@@ -1,5 +1,9 @@
 """ComfyUI nodes for FLUX.2 [klein] 9B and 4B."""
 
+import logging
+import re
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension
 
 from .nodes.cache import KleinReferenceCache
@@ -14,6 +18,7 @@ from .nodes.sampling import KleinDistilledSampler, KleinSchedule
 from .serving.routes import register
 
 WEB_DIRECTORY = "./web"
+VERSION = re.search(r'^version = "(.+)"', (Path(__file__).parent / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
 
 
 class KleinExtension(ComfyExtension):
@@ -37,5 +42,6 @@ class KleinExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> KleinExtension:
+    logging.info(f"Klein {VERSION}")
     register()
     return KleinExtension()

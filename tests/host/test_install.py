@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import tomllib
 from PIL import Image
 
 from tools.provision import ROOT, comfyui
@@ -58,6 +59,8 @@ def test_an_installed_pack_paints_what_is_asked_without_any_further_step(tmp_pat
     (tmp_path / "custom_nodes/klein").unlink()
     install(tmp_path / "custom_nodes" / folder)
     assert painted(server, folder) == ASKED
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"Klein {version}\n" in server.log.read_text()
 
 
 @pytest.mark.long
