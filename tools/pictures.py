@@ -1,4 +1,4 @@
-"""python3 -m tools.pictures : draws the example pictures that come with the pack, tiny/pictures/*.png.
+"""python3 -m tools.pictures : draws the example pictures that come with the pack, web/pictures/*.png.
 
 What a mask paints is transparent in the file, its colours still there.
 """
@@ -11,7 +11,7 @@ from PIL import Image
 from .provision import ROOT
 from .train.world import Scene, Thing, render
 
-FOLDER = ROOT / "tiny/pictures"
+FOLDER = ROOT / "web/pictures"
 RIGHT, MIDDLE = np.s_[:, 32:], np.s_[16:48, 16:48]
 
 

@@ -1,14 +1,14 @@
-"""The pictures in tiny/pictures/, drawn by tools/pictures.py."""
+"""The pictures in web/pictures/, where the frontend finds them too, drawn by tools/pictures.py."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .files import TINY
-
-FOLDER = TINY / "pictures"
+FOLDER = Path(__file__).parents[2] / "web/pictures"
 
 
 def names() -> list[str]:

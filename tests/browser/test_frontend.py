@@ -219,3 +219,26 @@ def test_the_help_of_a_node_opens_with_its_picture(page):
     shown = page.evaluate("picture => picture.closest('.node-help-content, .comfy-markdown-content, div').innerText", picture)
     assert "What goes wrong" in shown
     page.screenshot(path=provision.ROOT / "out/help.png")  # to look at
+
+
+@pytest.mark.parametrize("vue", [pytest.param(False, id="canvas"), pytest.param(True, id="vue", marks=pytest.mark.long)])
+def test_an_example_picture_is_seen_on_its_node_before_anything_runs(page, vue):
+    shown = """() => {
+        const {kleinPicture} = app.graph.nodes.find(node => node.type === 'KleinExamplePicture');
+        return {name: kleinPicture.src.split('/').pop(), seen: kleinPicture.getBoundingClientRect().height > 20,
+            loaded: kleinPicture.complete && kleinPicture.naturalWidth > 16};
+    }"""
+    style(page, vue)
+    load(page, "klein_tiny_one_reference")
+    page.wait_for_timeout(800)
+    graph = json.loads((provision.ROOT / "workflows/klein_tiny_one_reference.json").read_text())
+    (name,) = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "KleinExamplePicture"]
+    assert page.evaluate(shown) == {"name": f"{name}.png", "seen": True, "loaded": True}
+    page.evaluate("""() => {
+        const [picture] = app.graph.nodes.find(node => node.type === 'KleinExamplePicture').widgets;
+        picture.value = 'white_triangle';
+        picture.callback?.(picture.value);
+    }""")
+    page.wait_for_timeout(400)
+    assert page.evaluate(shown) == {"name": "white_triangle.png", "seen": True, "loaded": True}
+    assert "klein_picture" not in json.dumps(page.evaluate("app.graph.serialize()"))
