@@ -73,11 +73,12 @@ def look(flow: str) -> dict:
 
 
 def step(flow: str) -> dict:
+    """Behind a prompt of its own: one that the store knows from the flow before needs no encoder."""
     graph = Graph("full", "full")
     clip = graph.put("KleinQwen3EncoderLoader", encoder_name=ENCODER)
     latent = graph.put(
         "KleinDistilledSampler", model=graph.put("KleinFlowLoader", flow_name=flow),
-        positive=graph.put("KleinPrompt", clip=clip, text="a cat"), latent_image=graph.put("EmptyFlux2LatentImage", width=256, height=256),
+        positive=graph.put("KleinPrompt", clip=clip, text=f"a cat beside {flow}"), latent_image=graph.put("EmptyFlux2LatentImage", width=256, height=256),
         steps=1,
     )  # fmt: skip
     save = {
