@@ -49,6 +49,7 @@ def template(page, name: str) -> None:
     """An example graph as a user opens it."""
     page.evaluate("window.former = app.graph.nodes[0]")  # maybe of the same template
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_role("dialog").get_by_text("klein", exact=True).first.click()  # the pack, among those that have templates
     page.click(f"[data-testid=template-workflow-{name}]")
     page.wait_for_function(
         """name => app.graph.nodes.length && app.graph.nodes[0] !== window.former && !app.configuringGraph

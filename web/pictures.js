@@ -1,7 +1,7 @@
 // The picture that Klein Example Picture will give, on the node before anything runs, in both node styles.
 import { app } from "../../scripts/app.js";
 
-const HEIGHT = 120;
+const HEIGHT = 130;
 
 app.registerExtension({
   name: "klein.pictures",

@@ -7,9 +7,12 @@ import { app } from "../../scripts/app.js";
 const [BEFORE, ABOVE, AFTER] = [70, 100, 20]; // pixels of the canvas under the bars at its left and top, and to spare
 const READABLE = 0.58; // no text is drawn below
 
+let view; // of the graph that is being opened
+
 app.registerExtension({
   name: "klein.view",
   beforeConfigureGraph(graph) {
+    view = undefined;
     const ours = graph.nodes?.some((node) => node.type.startsWith("Klein"));
     if (!ours || graph.extra?.ds) return;
     const left = Math.min(...graph.nodes.map((node) => node.pos[0]));
@@ -19,6 +22,13 @@ app.registerExtension({
     const { width, height } = app.canvas.canvas.getBoundingClientRect();
     const fitted = Math.min((width - BEFORE - AFTER) / (right - left), (height - ABOVE - AFTER) / (bottom - top), 1);
     const scale = Math.max(fitted, READABLE);
-    graph.extra = { ...graph.extra, ds: { offset: [BEFORE / scale - left, ABOVE / scale - top], scale } };
+    view = { offset: [BEFORE / scale - left, ABOVE / scale - top], scale };
+    graph.extra = { ...graph.extra, ds: view };
+  },
+  afterConfigureGraph() {
+    if (!view) return; // newer frontends fit a template whatever view it has
+    app.canvas.ds.scale = view.scale;
+    app.canvas.ds.offset = [...view.offset];
+    app.canvas.setDirty(true, true);
   },
 });

@@ -52,7 +52,7 @@ NODE_TYPES = {
     "KleinPrompt": NodeType([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING"), ("report", "STRING")], {"text": ""}, "Prompt", (360, 210)),
     "EmptyFlux2LatentImage": NodeType([], [("LATENT", "LATENT")], {"width": 1024, "height": 1024, "batch_size": 1}, "Prompt", (360, 130)),
     "LoadImage": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"image": "example.png"}, "Pictures", (260, 314)),
-    "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, "Pictures", (280, 230)),
+    "KleinExamplePicture": NodeType([], [("IMAGE", "IMAGE"), ("MASK", "MASK")], {"picture": "red_circle"}, "Pictures", (280, 252)),
     "LoadImageMask": NodeType([], [("MASK", "MASK")], {"image": "example.png", "channel": "alpha"}, "Pictures", (280, 318)),
     "MaskToImage": NodeType([("mask", "MASK")], [("IMAGE", "IMAGE")], {}, "Result", (360, 60)),
     "InvertMask": NodeType([("mask", "MASK")], [("MASK", "MASK")], {}, "Pictures", (280, 60)),
