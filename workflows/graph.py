@@ -45,7 +45,7 @@ class NodeType:
 
 NODE_TYPES = {
     "KleinFlowLoader": NodeType([], [("MODEL", "MODEL")], {"flow_name": FLOW, "weight_dtype": "default", "variant": "auto"}, "Models", (360, 130), "diffusion_models"),
-    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, "Sample", (290, 190)),
+    "KleinReferenceCache": NodeType([("model", "MODEL")], [("MODEL", "MODEL"), ("report", "STRING")], {"mode": "across_runs", "device": "gpu", "dtype": "model"}, "Sample", (290, 250)),
     "KleinQwen3EncoderLoader": NodeType([], [("CLIP", "CLIP")], {"encoder_name": ENCODER, "device": "default"}, "Models", (360, 110), "text_encoders"),
     "KleinVAELoader": NodeType([], [("VAE", "VAE")], {"vae_name": VAE}, "Models", (360, 80), "vae"),
     "KleinLoraLoader": NodeType([("model", "MODEL"), ("clip?", "CLIP")], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("report", "STRING")], {"lora_name": "lora.safetensors", "strength": 1.0, "clip_strength": 1.0}, "Models", (360, 240), "loras"),
