@@ -41,7 +41,8 @@ def measure(folder: Path) -> list[Row]:
             synthetic.forget(each)
         server = Server(folder).start()
         try:
-            looked, stepped = watched(server, look(path.name)), watched(server, step(path.name))
+            before = anonymous_bytes(server.process.pid)
+            looked, stepped = (watched(server, graph(path.name), before) for graph in (look, step))
             (latent,) = (folder / "output/latents").glob(f"{path.stem}*.latent")
             assert torch.isfinite(load_file(latent)["latent_tensor"]).all(), "the latent is not finite"
             text, model = kept(server)
@@ -88,10 +89,9 @@ def step(flow: str) -> dict:
     return {**graph.api(), "save": save}
 
 
-def watched(server: Server, graph: dict) -> tuple[float, int]:
-    """The seconds of a run, and the peak of the host's anonymous memory over that before."""
-    before, done = anonymous_bytes(server.process.pid), threading.Event()
-    peaks = [before]
+def watched(server: Server, graph: dict, before: int) -> tuple[float, int]:
+    """The seconds of a run, and the peak of the host's anonymous memory over that before any model."""
+    done, peaks = threading.Event(), [before]
 
     def watch() -> None:
         while not done.wait(0.2):
