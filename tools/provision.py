@@ -34,7 +34,7 @@ PACKAGES = [
     "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy", "av>=14.2", "pydantic~=2.0", "pydantic-settings~=2.0",
     # the tests': the oracle, and what checks the pack for the registry
     "diffusers>=0.38", "peft", "lycoris-lora", "gguf", "comfy-kitchen", "scikit-image", "openai==3.57.0",
-    "schemathesis==4.32.5",
+    "schemathesis==4.32.5", "hypothesis",
     "pytest", "pytest-xdist", "websocket-client", "playwright", "ruff", "mypy",
 ]  # fmt: skip
 
