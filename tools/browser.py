@@ -50,7 +50,14 @@ def template(page, name: str) -> None:
     page.evaluate("window.former = app.graph.nodes[0]")  # maybe of the same template
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_role("dialog").get_by_text("klein", exact=True).first.click()  # the pack, among those that have templates
-    page.click(f"[data-testid=template-workflow-{name}]")
+    card = page.locator(f"[data-testid=template-workflow-{name}]")
+    for _ in range(20):  # newer frontends make cards as one scrolls to them
+        page.wait_for_timeout(300)
+        if card.count():
+            break
+        page.locator("[data-testid=template-workflows-content]").hover()
+        page.mouse.wheel(0, 800)
+    card.click()
     page.wait_for_function(
         """name => app.graph.nodes.length && app.graph.nodes[0] !== window.former && !app.configuringGraph
             && app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)""",
