@@ -116,7 +116,7 @@ def test_a_mask_that_hides_one_or_the_other_of_two_things_decides_which_appears(
 def test_the_influence_of_a_reference_rises_with_its_strength(comfy, count, cache):
     """Prompts that name a shape alone, and a picture: how often its colour and its ground are painted."""
     rng, influence = random.Random(35), []
-    shown = [world.unseen_scene(rng, 1) for _ in range(count // 2)]
+    shown = [world.unseen_scene(rng, 1) for _ in range(count)]
     prompts = [f"a {rng.choice(world.SHAPES)}" for _ in shown]
     for strength in (0.0, 0.5, 1.0, 4.0):
         tasks = [world.Task(prompt, (scene,), scene, "text", 1) for prompt, scene in zip(prompts, shown)]
