@@ -45,7 +45,7 @@ def measure(folder: Path) -> list[Row]:
             looked, stepped = (watched(server, graph(path.name), before) for graph in (look, step))
             (latent,) = (folder / "output/latents").glob(f"{path.stem}*.latent")
             assert torch.isfinite(load_file(latent)["latent_tensor"]).all(), "the latent is not finite"
-            text, model = kept(server)
+            text, model = loaded(server)
             lies = path.stat().st_size
             rows += said(f"9B {name}, {lies / 1e9:.2f} GB: from its name to a MODEL", *looked, lies, model, "at most 1.10")
             what = f"9B {name} and 27 layers of 8B fp8, {(lies + text) / 1e9:.1f} GB: a prompt and one step of 256x256, finite"
@@ -108,7 +108,7 @@ def watched(server: Server, graph: dict, before: int) -> tuple[float, int]:
         watcher.join()
 
 
-def kept(server: Server) -> list[float]:
+def loaded(server: Server) -> list[float]:
     """Bytes of the weights of the encoder and the flow, as the host counts what it has loaded."""
     return [float(found) * 2**20 for found in re.findall(r"([\d.]+) MB loaded, full load: True", server.log.read_text())]
 

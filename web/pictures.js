@@ -16,7 +16,7 @@ app.registerExtension({
       onNodeCreated?.apply(this, arguments);
       const box = document.createElement("div");
       this.kleinPicture = box.appendChild(document.createElement("img"));
-      Object.assign(box.style, { textAlign: "center" });
+      box.style.textAlign = "center";
       Object.assign(this.kleinPicture.style, { height: "100%", maxHeight: `${HEIGHT}px`, imageRendering: "pixelated" });
       const size = () => HEIGHT;
       this.addDOMWidget("klein_picture", "klein_picture", box, {

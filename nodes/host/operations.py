@@ -13,7 +13,16 @@ import torch
 from comfy.cli_args import args
 
 from ...model_loaders.formats.rows import GROUP, split_grouped, split_mxfp8, split_nvfp4, split_scaled
-from ...model_loaders.formats.table import INT4_GROUPED, INT4_ROTATED, INT8_ROTATED, INT8_ROWS, MXFP8_BLOCKS, NVFP4_ROWS, Codec
+from ...model_loaders.formats.table import (
+    INT4_GROUPED,
+    INT4_ROTATED,
+    INT8_ROTATED,
+    INT8_ROWS,
+    MXFP8_BLOCKS,
+    NVFP4_ROWS,
+    SCALED,
+    Codec,
+)
 from .compat import multiplies, reads_comfy_quant
 from .places import tell_places
 
@@ -21,12 +30,11 @@ from .places import tell_places
 @dataclass(frozen=True)
 class Hosted:
     """A format that hosts have layers for. format, settings: as their `comfy_quant` says it; parts: of packed rows, the weight
-    and its scales as comfy-kitchen has them, by these names; whole: whether there is something that all rows share, which a
-    weight that was put together of several has not."""
+    and its scales as comfy-kitchen has them, in the order of the table; whole: whether there is something that all rows share,
+    which a weight that was put together of several has not."""
 
     format: str
     parts: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-    names: tuple[str, ...] = ("weight", "weight_scale")
     settings: Mapping[str, int | bool] = field(default_factory=dict)
     whole: bool = False
 
@@ -37,14 +45,14 @@ def _flat(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 ROTATED = {"convrot_groupsize": GROUP}
-W4A8 = ("weight", "weight_s_rel", "weight_s_channel", "weight_codebook")
+NAMES = {form.codec.name: ("weight", *form.scales) for form in SCALED.values()}  # in a file
 HOSTED = {
     INT8_ROWS.name: Hosted("int8_tensorwise", split_scaled),
-    INT8_ROTATED.name: Hosted("int8_tensorwise", split_scaled, settings={"convrot": True, **ROTATED}),
-    INT4_ROTATED.name: Hosted("convrot_w4a4", _flat, settings=ROTATED),
-    INT4_GROUPED.name: Hosted("asym_w4a8_int8", split_grouped, W4A8, {"group_size": 16, **ROTATED}, whole=True),
+    INT8_ROTATED.name: Hosted("int8_tensorwise", split_scaled, {"convrot": True, **ROTATED}),
+    INT4_ROTATED.name: Hosted("convrot_w4a4", _flat, ROTATED),
+    INT4_GROUPED.name: Hosted("asym_w4a8_int8", split_grouped, {"group_size": 16, **ROTATED}, whole=True),
     MXFP8_BLOCKS.name: Hosted("mxfp8", split_mxfp8),
-    NVFP4_ROWS.name: Hosted("nvfp4", split_nvfp4, ("weight", "weight_scale", "weight_scale_2"), whole=True),
+    NVFP4_ROWS.name: Hosted("nvfp4", split_nvfp4, whole=True),
 }
 
 
@@ -102,7 +110,7 @@ def native_tensors(tensors, quantised: dict[str, Codec]) -> dict[str, torch.Tens
             said: Mapping = codec.settings
             if codec.name in HOSTED:
                 form = HOSTED[codec.name]
-                parts = zip(form.names, form.parts(state[f"{layer}.weight"]), strict=True)
+                parts = zip(NAMES[codec.name], form.parts(state[f"{layer}.weight"]), strict=True)
                 state |= {f"{layer}.{part}": tensor for part, tensor in parts}
                 said = {"format": form.format, **form.settings}
             state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)

@@ -130,5 +130,5 @@ def test_a_node_that_the_server_has_cached_says_in_another_tab_what_it_said(page
             app.api.dispatchCustomEvent = (...event) => setTimeout(dispatch, event[0] === 'execution_success' ? 1000 : 0, ...event);
         }""")
     run(page)
-    page.wait_for_function(f"() => Object.keys(({REPORTS})()).length === {len(before)}", timeout=30_000)
+    page.wait_for_function(f"() => Object.keys(({REPORTS})()).length === {len(before)}")
     assert page.evaluate(REPORTS) == before

@@ -16,6 +16,7 @@ from tools.small_scaled import FORMATS, marker, quantised, state_of
 FLOW = small.flow_state(**small.FLOW)
 LAYER = "single_blocks.0.linear1"
 PROJ = "double_blocks.0.img_attn.proj"  # a square matrix
+WOVEN = {"w4a8": 68}  # bytes a row with its scale and its 16 levels; of others 4
 
 
 def dense(plan) -> dict[str, torch.Tensor]:
@@ -65,7 +66,7 @@ def test_rows_take_hardly_more_than_the_file_and_stand_for_themselves(read, form
     plan = read(state)
     codec, packed = plan.quantised[LAYER], dict(plan.tensors())[f"{LAYER}.weight"]
     stored = sum(tensor.nbytes for name, tensor in state.items() if name.startswith(f"{LAYER}.weight"))
-    assert packed.nbytes <= stored + codec.tail * len(packed)
+    assert packed.nbytes <= stored + WOVEN.get(form, 4) * len(packed)
     assert relative(codec.dense(packed[5:9], torch.float32), by_hand[f"{LAYER}.weight"][5:9]) < 5e-7
     assert codec.columns(packed.shape[1]) == 256 and CODECS[codec.name] is codec
 
@@ -85,7 +86,6 @@ def test_scales_as_tensor_cores_read_them_can_be_put_back(n, k):
 @pytest.mark.parametrize("form", ["nvfp4", "mxfp8"])
 def test_rows_of_blocks_can_be_taken_apart_again(form):
     made, _ = quantised(FLOW[f"{PROJ}.weight"], form)
-    given = [tensor for leaf, tensor in made.items() if leaf != "comfy_quant"]
     pack, split = (getattr(rows, f"{way}_{form}") for way in ("pack", "split"))
     names = sorted(name for name in made if name != "comfy_quant")  # weight, weight_scale, weight_scale_2
     given = [made[name] for name in names]
