@@ -49,12 +49,14 @@ def template(page, name: str) -> None:
     """An example graph as a user opens it."""
     page.evaluate("window.former = app.graph.nodes[0]")  # maybe of the same template
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_role("dialog").get_by_text("klein", exact=True).first.click()  # the pack, among those that have templates
     card = page.locator(f"[data-testid=template-workflow-{name}]")
-    for _ in range(20):  # newer frontends make cards as one scrolls to them
-        page.wait_for_timeout(300)
+    page.locator("[data-testid^=template-workflow-]").first.wait_for()
+    if not card.count():  # newer frontends show core's first, and make cards as one scrolls to them
+        page.get_by_role("dialog").get_by_text("klein", exact=True).first.click()
+    for _ in range(20):
         if card.count():
             break
+        page.wait_for_timeout(300)
         page.locator("[data-testid=template-workflows-content]").hover()
         page.mouse.wheel(0, 800)
     card.click()
