@@ -127,9 +127,18 @@ class Qwen3Encoder(nn.Module):
         self.model.rotary_emb = Qwen3RotaryEmbedding(config)  # its buffer is computed, not loaded: not on meta
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        embedded = self.model.embed_tokens(ids).to(self.compute_dtype)
-        states = self.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False, output_hidden_states=True)
-        return torch.cat([states.hidden_states[tap] for tap in TAPS], dim=-1)
+        embedded, states = self.model.embed_tokens(ids).to(self.compute_dtype), []
+
+        def tap(layer, inputs, output) -> None:
+            states.append(output if isinstance(output, Tensor) else output[0])  # older versions of transformers: a tuple
+
+        hooks = [self.model.layers[layer - 1].register_forward_hook(tap) for layer in TAPS]
+        try:  # its own output_hidden_states holds on to the states of all layers
+            self.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(states, dim=-1)
 
 
 def _use_operations(model: nn.Module, operations, dtype, device) -> None:

@@ -3,6 +3,8 @@
 Tolerance 1e-5 relative in float32; the layers are transformers' own, so what is seen is 0.
 """
 
+import weakref
+
 import pytest
 import torch
 
@@ -85,6 +87,22 @@ def test_a_batch_is_the_same_as_its_prompts_alone(encoder, tokenizer):
     for row in range(2):
         alone = encoder(ids[row : row + 1], mask[row : row + 1])
         assert ((both[row] - alone[0]).norm() / alone.norm()).item() < 1e-5
+
+
+@torch.no_grad()
+def test_only_the_states_that_are_read_are_held_while_it_runs(encoder, tokenizer):
+    states, held = [], []
+
+    def watch(layer, inputs, output) -> None:
+        states.append(weakref.ref(output))
+        held.append(sum(state() is not None for state in states))
+
+    hooks = [layer.register_forward_hook(watch) for layer in encoder.model.layers]
+    encoder(*ids_and_mask(tokenizer, "cat"))
+    for hook in hooks:
+        hook.remove()
+    assert len(states) == max(TAPS) and max(held) <= len(TAPS) + 1  # those, and a layer's input
+    assert not any(layer._forward_hooks for layer in encoder.model.layers)
 
 
 def test_only_the_layers_up_to_the_highest_tap_are_built_and_read(encoder, oracle, tmp_path):
