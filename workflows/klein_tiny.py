@@ -76,6 +76,6 @@ def graphs() -> list[Graph]:
         edited("repaint", "tiny: repaint under a mask", "image 1 in the color of image 2", "repaint", "circle_and_square", "green_square"),
         edited("replace", "tiny: replace under a mask", "image 1 on a white background", "replace", "red_circle", "blue_cross"),
         edited("outpaint", "tiny: outpaint", "a large blue circle on a white background, at the left", "outpaint", "circle_at_an_edge", right=16),
-        edited("remove", "tiny: remove under a mask", "a small blue circle on a white background, at the left", "replace", "circle_and_square", back={"blend": "seamless"}),
+        edited("remove", "tiny: remove under a mask", "image 1 without the red square", "repaint", "circle_and_square", back={"blend": "seamless"}),
         edited("detail", "tiny: detail under a mask", "image 1 but red", "repaint", "small_circle", denoise=0.75, context=0.5),
     ]  # fmt: skip

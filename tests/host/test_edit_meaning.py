@@ -198,6 +198,28 @@ def test_keep_unchanged_finds_the_thing_that_an_instruction_changed(comfy, count
     assert np.mean(own) > 0.8 and np.mean(other) < 0.6, (np.mean(own), np.mean(other))
 
 
+def without_one_of_two(rng: random.Random) -> world.Task:
+    return world.draw(lambda rng: world.unseen_edit(rng, "without"), lambda task: len(task.references[0].things) == 2, rng)
+
+
+def other_gone(task: world.Task) -> world.Scene:
+    """The picture without the other one of its two things, which `without` leaves at this side."""
+    return world.half(task.references[0], world.OPPOSITE[task.result.place])
+
+
+@pytest.mark.parametrize("mode", ["edit", pytest.param("repaint", marks=pytest.mark.long)])
+def test_image_1_is_painted_without_the_thing_that_is_named_and_not_without_the_other(comfy, count, mode):
+    rng = random.Random(45)
+    tasks = [without_one_of_two(rng) for _ in range(count)]
+    pictures = [world.render(task.references[0]) for task in tasks]
+    masks = [half(world.OPPOSITE[task.result.place]) if mode == "repaint" else None for task in tasks]
+    found = run(comfy, [Edit(task.prompt, picture, mode, mask) for task, picture, mask in zip(tasks, pictures, masks)])
+    images = [image for image, _ in found]
+    assert share(images, [task.result for task in tasks]) >= 0.8
+    assert share(images, [other_gone(task) for task in tasks]) <= 0.1
+    assert share(images, [task.references[0] for task in tasks]) == 0
+
+
 def thing(scene: world.Scene) -> np.ndarray:
     only = scene.things[0]
     return world.coverage(only.shape, only.x, only.y, only.radius) > 0.5
