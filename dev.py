@@ -13,7 +13,8 @@ WORKERS = str(min(os.cpu_count() or 1, 4))  # of the tests: each has a ComfyUI o
 COMMANDS = {
     "demo": ["-m", "tools.demo"],
     "check": ["-m", "tools.check"],
-    "test": ["-m", "pytest", "-n", WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"],  # small files last: all end together
+    # files of few tests, which are the long ones, not last: both workers end together
+    "test": ["-m", "pytest", "-n", WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"],
     "bench": ["-m", "benchmarks.run"],
     "train": ["-m", "tools.train.run"],
     "store": ["-m", "tools.store"],
