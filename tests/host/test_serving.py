@@ -159,11 +159,11 @@ def repaints(seed: int, count: int):
 
 @families
 def test_a_mask_is_painted_where_it_is_transparent_and_no_pixel_elsewhere_changes(serving, paint):
-    right = []
-    for scene, place, colour, wanted in repaints(62, 8):
-        area = half(place)
+    right, words = [], random.Random(1)
+    for scene, place, _, wanted in repaints(62, 8):
+        area, prompt = half(place), world.caption(wanted, words)
         mask = png(np.dstack([np.zeros((64, 64, 3), np.uint8), np.where(area, 0, 255).astype(np.uint8)]))
-        (image,) = paint(serving, {"model": "klein-tiny", "prompt": f"image 1 but {colour}", "seed": 2}, [shown(scene)], mask)
+        (image,) = paint(serving, {"model": "klein-tiny", "prompt": prompt, "seed": 2}, [shown(scene)], mask)
         right.append(judge(image, wanted).all)
         assert np.array_equal(image[~area], pixels(shown(scene))[~area]) and not np.array_equal(image, pixels(shown(scene)))
     assert np.mean(right) > 0.7, right
