@@ -28,10 +28,13 @@ def inputs() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-async def prepare(graph: Graph, previews: bool) -> tuple:
+async def prepare(graph: Graph, previews: bool = False, told: bool = True) -> tuple:
     """A run as the host's own POST /prompt makes it of a graph, validated, not yet in the queue. previews: asked of hosts that
-    can make them for one run; others make them as they were started (--preview-method)."""
+    can make them for one run; others make them as they were started (--preview-method). told: whether all pages hear of it;
+    of such a run the history lacks what a cached node shows (0.3.75)."""
     wanted = {"preview_method": "auto"} if previews else {}
+    if not told:
+        wanted["client_id"] = str(uuid.uuid4())
     body = {"prompt": graph.api(), "extra_data": {"extra_pnginfo": {"workflow": graph.frontend()}, **wanted}}
     body = server().trigger_on_prompt(body)
     prompt_id = str(uuid.uuid4())

@@ -62,7 +62,7 @@ async def queued(job: Job, settings: Settings) -> list[str]:
 
 async def report(job: Job, settings: Settings, patience: Patience) -> str:
     """What Klein Preflight says of a job."""
-    run = await host.prepare(look(job), False)
+    run = await host.prepare(look(job), told=False)
     host.put([run], settings.queue)
     try:
         async for _ in host.looks(run[0]):

@@ -339,6 +339,8 @@ def test_preflight_says_what_a_request_would_be_and_what_is_wrong_with_it_and_pa
     assert plain.json["warnings"] == [
         "the prompt names image 3, but there are 0 references", "(red:1.3) is read as text: klein knows no weights of words",
     ]  # fmt: skip
+    again = ask(serving, "/v1/preflight", {**words, **SIDE})
+    assert again.status == 200 and again.json == plain.json, again.data
     wide = png(np.zeros((96, 128, 3)))
     body, kind = form([*((name, str(value)) for name, value in words.items()), ("image[]", wide), ("image[]", shown(CIRCLE))])
     said = ask(serving, "/v1/preflight", body, kind=kind).json
