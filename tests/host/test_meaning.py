@@ -59,7 +59,7 @@ def test_another_seed_paints_another_picture_of_the_same(comfy, text, painted):
     assert not any(np.array_equal(a, b) for a, b in zip(painted, other))
 
 
-@pytest.mark.parametrize("cache", ["off", "within_run", pytest.param("across_runs", marks=pytest.mark.long)])
+@pytest.mark.parametrize("cache", ["off", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("within_run", "across_runs"))])
 def test_two_references_and_their_order_are_followed(comfy, two, cache):
     """Swapped pictures under the same prompt ask for something else; the old answer is then wrong."""
     assert right(paint(comfy, two, cache=cache), two) > BOUND
@@ -118,7 +118,7 @@ def test_the_influence_of_a_reference_rises_with_its_strength(comfy, count, cach
     rng, influence = random.Random(35), []
     shown = [world.unseen_scene(rng, 1) for _ in range(count)]
     prompts = [f"a {rng.choice(world.SHAPES)}" for _ in shown]
-    for strength in (0.0, 0.5, 1.0, 4.0):
+    for strength in (0.0, 1.0, 4.0):
         tasks = [world.Task(prompt, (scene,), scene, "text", 1) for prompt, scene in zip(prompts, shown)]
         images = paint(comfy, tasks, cache=cache, strength=strength)
         influence.append(np.mean([taken(image, scene) for image, scene in zip(images, shown)]))
