@@ -59,7 +59,9 @@ def test_another_seed_paints_another_picture_of_the_same(comfy, text, painted):
     assert not any(np.array_equal(a, b) for a, b in zip(painted, other))
 
 
-@pytest.mark.parametrize("cache", ["off", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("within_run", "across_runs"))])
+@pytest.mark.parametrize(
+    "cache", ["off", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("within_run", "across_runs"))]
+)
 def test_two_references_and_their_order_are_followed(comfy, two, cache):
     """Swapped pictures under the same prompt ask for something else; the old answer is then wrong."""
     assert right(paint(comfy, two, cache=cache), two) > BOUND
