@@ -36,8 +36,8 @@ def weighted(prompt: str) -> list[str]:
 
 
 def read_as_text(prompt: str) -> list[str]:
-    """A sentence for each of the first such parts."""
-    return [f"{each} is read as text: klein knows no weights of words" for each in weighted(prompt)[:3]]
+    """A sentence, of one line, for each of the first such parts."""
+    return [f"{' '.join(each.split())} is read as text: klein knows no weights of words" for each in weighted(prompt)[:3]]
 
 
 def report(entries: list[Entry], canvas: tuple[int, int], text_tokens: int, prompt: str | None, warnings: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from klein.pictures.report import Entry, named_images, report, weighted
+from klein.pictures.report import Entry, named_images, read_as_text, report, weighted
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,7 @@ def test_images_that_are_not_connected_or_not_named_are_warned_of():
 )
 def test_weights_in_a_prompt_are_found(prompt, parts):
     assert weighted(prompt) == parts
+
+
+def test_a_weight_over_several_lines_is_said_in_one():
+    assert read_as_text("(a\nb\r\n c:1.3)") == ["(a b c:1.3) is read as text: klein knows no weights of words"]
