@@ -183,10 +183,13 @@ def _memory(model, klein, sequences: list[Sequence], rows: int) -> tuple[str, li
     dtype = klein.manual_cast_dtype or klein.get_dtype()
     weights, device = model.model_size(), model.load_device
     cast = klein.manual_cast_dtype is not None
-    active = max(activation_bytes(sizes, each, dtype.itemsize, rows, cast) for each in sequences)
-    keys = max(each.kept for each in sequences) * bytes_per_token(klein, cache.dtype) if cache else 0
+    kept = max(each.kept for each in sequences)
+    passes = [(each, rows) for each in sequences] + [(Sequence(0, 0, kept), 1)] * bool(kept)
+    active = max(activation_bytes(sizes, each, dtype.itemsize, count, cast) for each, count in passes)
+    keys = kept * bytes_per_token(klein, cache.dtype) if cache else 0
     keys_there = keys if cache and cache.device == "gpu" else 0
-    free = comfy.model_management.get_free_memory(device) + model.loaded_size()
+    ours = model.loaded_size() + klein.beside.nbytes  # what is there already, and what is given back when it is needed
+    free = comfy.model_management.get_free_memory(device) + ours
     needed = weights + active + keys_there
     line = f"flow {_giga(weights)}, activations {_giga(active)}"
     line += f", kept keys {_giga(keys)} on the {cache.device}" if cache else ""

@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 
+from klein.model_loaders.flow.work import Sequence, activation_bytes
 from tools import inprocess, small
 from tools.server import PromptError
 
@@ -214,3 +215,33 @@ def test_memory_that_will_not_do_is_a_warning(tmp_path, monkeypatch):
     size = model.model_size()
     assert said(10 * size) == []
     assert "fits but in part" in said(size)[0] and "take a smaller picture" in said(1000)[0]
+
+
+def test_reading_kept_references_counts_where_it_takes_more_than_a_step(tmp_path):
+    """4096 tokens of a reference beside 16 of the picture."""
+    flow, cache, check = (inprocess.import_adapter(name) for name in ("flow", "cache", "preflight"))
+    model = flow.load_model(small.save(small.flow_state(**small.FLOW), tmp_path / "flow.safetensors"))
+    model = cache.attach(model, "across_runs", "gpu", "model")[0]
+    positive = [[torch.zeros(1, 8, small.FLOW["context"]), {"reference_latents": [torch.zeros(1, 128, 64, 64)]}]]
+    report = check.preflight(model, None, None, positive, {"samples": torch.zeros(1, 128, 4, 4)}, None, 4, 1.0)
+    reading = activation_bytes(model.model.diffusion_model.sizes, Sequence(0, 0, 4096), 4)
+    assert f"activations {reading / 2**30:.3g} GB" in report
+
+
+def test_keys_that_are_kept_already_are_not_asked_for_again(tmp_path, monkeypatch):
+    flow, check = (inprocess.import_adapter(name) for name in ("flow", "preflight"))
+    model = flow.load_model(small.save(small.flow_state(**small.FLOW), tmp_path / "flow.safetensors"))
+    monkeypatch.setattr(check.comfy.model_management, "get_free_memory", lambda device: model.model_size())
+
+    class Keeper:
+        def kept(self, flow):
+            return 10 * model.model_size()
+
+    def said():
+        return warnings(
+            check.preflight(model, None, None, None, {"samples": torch.zeros(1, 128, 12, 16)}, None, 4, 1.0).split("\n")
+        )
+
+    assert "fits but in part" in said()[0]
+    model.model.beside.add(keeper := Keeper())
+    assert said() == [] and keeper
