@@ -65,7 +65,7 @@ def test_sizes_share_a_graph_after_the_second(parts, compiled, sample):
     model = compiled(parts[1])
     for settings in ({"size": size, "batch": batch} for batch in (1, 2) for size in ((4, 6), (6, 8), (8, 4), (5, 7), (9, 9))):
         assert torch.equal(sample(model, **settings), sample(parts[1], **settings))
-    assert graphs() <= 3 and not counters["graph_break"]
+    assert 0 < graphs() <= 3 and not counters["graph_break"]
 
 
 @pytest.mark.long
@@ -78,7 +78,7 @@ def test_with_kept_references_the_only_break_is_before_the_blocks(parts, compile
         settings = {"latents": REFERENCES, **settings}
         assert torch.equal(sample(model, **settings), sample(plain, **settings))
         seen.add((graphs(), sum(counters["graph_break"].values())))
-    assert len(seen) == 1 and all("keys_values" in reason for reason in counters["graph_break"])
+    assert len(seen) == 1 and graphs() and all("keys_values" in reason for reason in counters["graph_break"])
 
 
 @pytest.mark.long
@@ -87,7 +87,7 @@ def test_a_lora_is_in_the_graph_of_its_own_weights(parts, compiled, sample):
     patched = parts[1].clone()
     patched.add_patches({name: (torch.full((768, 256), 1 / 50),)}, 1.0)
     model = compiled(patched)
-    assert torch.equal(sample(model), sample(patched))
+    assert torch.equal(sample(model), sample(patched)) and graphs() == 1
     assert torch.equal(sample(compiled(parts[1])), sample(parts[1]))
     assert not torch.equal(sample(patched), sample(parts[1]))
 
@@ -116,7 +116,7 @@ def test_kept_keys_are_given_back_from_a_compiled_model_too(parts, compiled, sam
         caplog.clear()
         with caplog.at_level("INFO"):
             sample(model, latents=REFERENCES)
-        assert told in caplog.text
+        assert told in caplog.text and graphs()
     assert model.partially_unload(model.offload_device, 1) > 0
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -131,4 +131,4 @@ def test_machine_code_of_a_step_gives_the_same_within_1e_5(parts, compiled, samp
     model = parts[0].attach(parts[1], mode, "gpu", "model")[0]
     fast = compiled(model, "inductor")
     for settings in ({}, {"latents": REFERENCES}):
-        assert small.relative(sample(fast, **settings), sample(model, **settings)) < 1e-5
+        assert small.relative(sample(fast, **settings), sample(model, **settings)) < 1e-5 and graphs()
