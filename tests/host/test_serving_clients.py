@@ -25,10 +25,13 @@ SEEDED = {
 NAMES = [
     pytest.param(name, marks=[pytest.mark.long] * (name == "compatible")) for name in SEEDED
 ]  # the snippet is that client too
-clients = pytest.mark.parametrize("client", NAMES)
 
 
-@pytest.fixture(scope="module", autouse=True)
+def clients(test):
+    return pytest.mark.usefixtures("node")(pytest.mark.parametrize("client", NAMES)(test))
+
+
+@pytest.fixture(scope="module")
 def node():
     if not shutil.which("node"):
         pytest.skip("Node.js is not here")
@@ -90,27 +93,32 @@ def test_references_count_in_their_order(serving, client):
     assert judge(image, one("circle", "red", "yellow")).all and judge(swapped, one("square", "blue", "white")).all
 
 
-@clients
-def test_a_mask_is_painted_and_nothing_else(serving, client):
-    shown_ = world.Scene(
-        "white", (world.Thing("circle", "red", 16, 32, 12), world.Thing("square", "blue", 48, 32, 12)), "left of"
+def beside(colour: str) -> world.Scene:
+    return world.Scene(
+        "white", (world.Thing("circle", colour, 16, 32, 12), world.Thing("square", "blue", 48, 32, 12)), "left of"
     )
+
+
+def left_half() -> bytes:
+    """A mask of which the left half is transparent, to be painted."""
     alpha = np.full((64, 64), 255, np.uint8)
     alpha[:, :32] = 0
-    mask = png(np.dstack([np.zeros((64, 64, 3), np.uint8), alpha]))
+    return png(np.dstack([np.zeros((64, 64, 3), np.uint8), alpha]))
+
+
+@clients
+def test_a_mask_is_painted_and_nothing_else(serving, client):
     (image,) = paint(
         serving,
         client,
         model="klein-tiny",
         prompt="image 1 but green",
-        images=[text(shown(shown_))],
-        mask=text(mask),
+        images=[text(shown(beside("red")))],
+        mask=text(left_half()),
         **SEEDED[client](5),
     )["images"]
-    ground = pixels(shown(shown_))
-    assert np.array_equal(image[:, 32:], ground[:, 32:])
-    green = world.Scene("white", (world.Thing("circle", "green", 16, 32, 12), shown_.things[1]), "left of")
-    assert judge(image, green).all
+    assert np.array_equal(image[:, 32:], pixels(shown(beside("red")))[:, 32:])
+    assert judge(image, beside("green")).all
 
 
 @clients
@@ -147,10 +155,22 @@ def test_pythons_openai_paints_edits_streams_and_lists(serving, python):
         False,
     ]  # each has its own graph
     assert all(np.array_equal(pixels(each.b64_json), pixels(data.b64_json)) for each, data in zip(events, found.data))
+
+
+def test_pythons_openai_edits_with_references_in_their_order_and_under_a_mask(python):
+    def edited(*scenes, **asked):
+        files = [(f"{number}.png", BytesIO(shown(scene))) for number, scene in enumerate(scenes)]
+        found = python.images.edit(model="klein-tiny", image=files, **asked)
+        return [pixels(each.b64_json) for each in found.data]
+
     prompt = "the object of image 1 on the background of image 2"
-    files = [("one.png", BytesIO(shown(FIRST))), ("two.png", BytesIO(shown(SECOND)))]
-    edited = python.images.edit(model="klein-tiny", image=files, prompt=prompt, extra_body={"seed": 3})
-    assert judge(pixels(edited.data[0].b64_json), one("circle", "red", "yellow")).all
+    (image,) = edited(FIRST, SECOND, prompt=prompt, extra_body={"seed": 3})
+    (swapped,) = edited(SECOND, FIRST, prompt=prompt, extra_body={"seed": 3})
+    assert judge(image, one("circle", "red", "yellow")).all and judge(swapped, one("square", "blue", "white")).all
+    mask = ("mask.png", BytesIO(left_half()))
+    painted = edited(beside("red"), prompt="image 1 but green", mask=mask, n=3, extra_body={"seed": 5})
+    assert len(painted) == 3 and judge(painted[0], beside("green")).all
+    assert all(np.array_equal(each[:, 32:], pixels(shown(beside("red")))[:, 32:]) for each in painted)
 
 
 def test_pythons_openai_is_shown_pictures_on_their_way_where_the_host_makes_previews(comfy):
