@@ -9,6 +9,7 @@ left half-written is seen and removed by the next.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -33,7 +34,9 @@ else:
 FORMAT = "klein_store_1"
 NAME = re.compile(r"([0-9a-f]{64})\.(safetensors|tmp)")  # what else lies in the folder is not touched
 LONGEST_HEADER = 2**20  # bytes: an entry has a handful of tensors
+MOST_BESIDE = 2**12  # bytes of a file beside its tensors, where it has a handful
 PATIENCE = 5.0  # seconds to wait for the lock
+HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)  # what the systems say while another has it
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,17 @@ class Disk:
         except OSError:
             return None
         tensors = decoded(key, data)
+        if tensors is not None:
+            self.touch(key)
+            return tensors
         with contextlib.suppress(OSError):  # the folder may be read and not written
-            path.unlink() if tensors is None else os.utime(path)  # the last time it was asked for
-        return tensors
+            path.unlink()
+        return None
+
+    def touch(self, key: str) -> None:
+        """It is asked for now, and so goes last."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key))
 
     def put(self, key: str, tensors: dict[str, Tensor], what: str) -> bool:
         """Whether it was written: not where the folder cannot be, the disk is full, or the value is too large."""
@@ -191,9 +202,9 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 _lock(file)
                 break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
+            except OSError as error:
+                if error.errno not in HELD or time.monotonic() > deadline:
+                    raise  # not all file systems have locks
                 time.sleep(0.01)
         yield  # closing the file lets go of the lock
 

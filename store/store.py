@@ -25,8 +25,11 @@ class Store:
         """What was put under a key, to be kept and changed by the caller; None where it is not known."""
         with self._lock:
             found = self._kept.get(key)
-        if found is None and self.disk is not None:
-            found = self.disk.get(key)
+        if self.disk is not None:
+            if found is None:
+                found = self.disk.get(key)
+            else:
+                self.disk.touch(key)
         if found is None:
             return None
         self._remember(key, found)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import KleinError
 from .blocks import BLOCKS
-from .gguf import MAGIC, open_gguf
+from .gguf import MAGIC, GgufFile, open_gguf
 
 INDEX = "*.safetensors.index.json"
 ORIGIN = "klein_origin"  # on the storage of a mapped tensor: its (file, stamp of the file, name there)
@@ -74,6 +74,14 @@ class Checkpoint:
     @property
     def files(self) -> set[Path]:
         return {shard.file for shard in self._homes.values()}
+
+    @property
+    def spans(self) -> dict[Path, list[tuple[int, int]]]:
+        """Where the tensors lie in files that are not safetensors, which say so themselves: first byte, and behind the last."""
+        packed = {shard.file: shard.handle for shard in self._homes.values() if isinstance(shard.handle, GgufFile)}
+        return {
+            file: [(each.start, each.start + each.size) for each in handle.entries.values()] for file, handle in packed.items()
+        }
 
     def beside(self, layer: str) -> list[str]:
         """The names of all tensors below a layer, `layer.*`."""

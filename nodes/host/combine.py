@@ -19,7 +19,7 @@ from .conditioning import controls_of, prompt_of, with_ours
 from .sampling import CHANNELS
 from .store import key as key_of
 from .store import store
-from .vae import SOURCE
+from .vae import LOADED, SOURCE, structure
 
 MOST = 10  # references of one image
 KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
@@ -109,7 +109,7 @@ def encode(vae, image: torch.Tensor) -> torch.Tensor:
     one of the same file has."""
     kept = _latents.setdefault(vae.first_stage_model, OrderedDict())
     pixels = image.cpu().contiguous()
-    digest = content({"pixels": pixels})
+    digest = f"{structure(vae.first_stage_model)} {content({'pixels': pixels})}"
     if digest not in kept:
         kept[digest] = _stored(vae, image, digest)
         while len(kept) > 1 and sum(latent.nbytes for latent in kept.values()) > KEPT_LATENTS:
@@ -119,15 +119,24 @@ def encode(vae, image: torch.Tensor) -> torch.Tensor:
 
 
 def _stored(vae, image: torch.Tensor, digest: str) -> torch.Tensor:
-    """By a VAE of Klein VAE Loader that nothing has patched; others encode anew in each life of the server."""
-    of = getattr(vae.first_stage_model, SOURCE, None)
+    """By a VAE of Klein VAE Loader that nothing has patched or changed; others encode anew in each life of the server."""
+    model = vae.first_stage_model
+    of = getattr(model, SOURCE, None)
     untouched = of is not None and not (vae.patcher.patches or vae.patcher.object_patches)
+    untouched = untouched and getattr(model, LOADED) == structure(model)
     key = key_of("latent", of, vae.device, dtype=str(vae.vae_dtype), pixels=digest) if untouched else None
     known = store().get(key) if key else None
     if known:
         return known["latent"].to(comfy.model_management.intermediate_device())
-    latent = vae.encode(image)
-    if key:
+    if key is None:
+        return vae.encode(image)
+    sizes = set()
+    hook = model.encoder.register_forward_pre_hook(lambda _, given: sizes.add(tuple(given[0].shape[-2:])))
+    try:
+        latent = vae.encode(image)
+    finally:
+        hook.remove()
+    if sizes == {tuple(image.shape[1:3])}:  # out of memory the host encodes in tiles, which is not the same
         store().put(key, {"latent": latent}, f"a picture of {image.shape[2]}x{image.shape[1]}, encoded")
     return latent
 

@@ -20,6 +20,7 @@ from ...pictures.report import read_as_text
 from ...store.stamp import source
 from .compat import clip_options, note_dtypes
 from .conditioning import with_ours
+from .kept import patches_of
 from .operations import encoder_operations, native_layers, native_tensors
 from .packed import pack, packed_layers
 from .store import key as key_of
@@ -116,7 +117,7 @@ class HostedEncoder(torch.nn.Module):
     def __init__(self, file: EncoderFile, pad: int, load_device: torch.device, compute_dtype: torch.dtype):
         super().__init__()
         self.file: EncoderFile | None = file  # until the weights are read
-        self.source = source(file.plan.checkpoint.files)
+        self.source = source(file.plan.checkpoint.files, file.plan.checkpoint.spans)
         self.clip_name, self.name = clip_name(file), file.name
         self.pad, self.vocabulary = pad, file.sizes.vocabulary
         self.width = 3 * file.sizes.hidden_size
@@ -232,13 +233,22 @@ def _key(clip, tokens: dict) -> str | None:
     encoder, patcher = clip.cond_stage_model, clip.patcher
     if not isinstance(encoder, HostedEncoder) or tokens.keys() != {encoder.clip_name}:
         return None
-    touched = (
-        patcher.patches or patcher.hook_patches or patcher.forced_hooks or patcher.injections or patcher.weight_wrapper_patches
-    )
-    if touched or patcher.object_patches.keys() - {CAST} or clip.apply_hooks_to_conds or clip.use_clip_schedule:
+    touched = patcher.hook_patches or patcher.forced_hooks or patcher.injections
+    patches = patches_of(patcher)
+    if (
+        touched
+        or patches is None
+        or patcher.object_patches.keys() - {CAST}
+        or clip.apply_hooks_to_conds
+        or clip.use_clip_schedule
+    ):
         return None
     ids, mask = window([[token[0] for token in row] for row in tokens[encoder.clip_name]], encoder.pad)
-    made_with = {"dtype": str(encoder.compute_dtype), "transformers": transformers.__version__}  # whose layers these are
+    made_with = {
+        "dtype": str(encoder.compute_dtype),
+        "patches": patches,
+        "transformers": transformers.__version__,  # whose layers these are
+    }
     return key_of("text", encoder.source, encoder.load_device, **made_with, ids=ids.tolist(), used=mask.sum(1).tolist())
 
 

@@ -57,7 +57,7 @@ def load_model(path: Path, weight_dtype: str = "default", variant: str = "auto",
     dtype, quantised = storage(file, WEIGHT_DTYPES[weight_dtype])
     quantised = hosted(quantised, file.plan.stacked, file.name)
     model = _build(file, dtype, quantised, uniform=weight_dtype != "default" or file.plan.uniform)
-    model.source, model.weight_dtype = source(file.plan.checkpoint.files), weight_dtype
+    model.source, model.weight_dtype = source(file.plan.checkpoint.files, file.plan.checkpoint.spans), weight_dtype
     model.klein_variant = (file.variant or variant_of(file.name)) if variant == "auto" else variant
     # A host that streams weights from the file would add patches to packed bytes.
     plain = disable_dynamic or bool(packed_layers(quantised))

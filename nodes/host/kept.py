@@ -7,6 +7,7 @@ presence says that all was written.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from dataclasses import astuple
 
 import torch
@@ -16,20 +17,22 @@ from comfy.weight_adapter.base import WeightAdapterBase
 
 from ...model_loaders.flow.reference_kv import ReferenceKV, Storage
 from ...model_loaders.formats.lora_delta import Delta
+from ...store.disk import MOST_BESIDE
 from ...store.keys import content, digest
 from ...store.stamp import stamp
 from . import store
 from .compat import fused_rotation
 from .lora import CallTime
 
-LAST: dict[object, str | None] = {}  # of the last MODEL's patches: a LoRA of 9B takes some tenths of a second
+KNOWN: OrderedDict[object, str | None] = OrderedDict()  # of the last patches: a LoRA of 9B takes some tenths of a second
+MOST_KNOWN = 8
 BLOCKS = {"double": "depth", "single": "depth_single_blocks"}  # the name of each kind's number among the sizes
 
 
 def name_of(patcher, storage: Storage, like: torch.Tensor, **parts: object) -> str | None:
     """The key of keys and values that a MODEL computes, of latents such as these; None where something decides them that
     cannot be told in another process."""
-    model, patches = patcher.model, _patches(patcher)
+    model, patches = patcher.model, patches_of(patcher)
     if patches is None:
         return None
     return store.key(
@@ -49,7 +52,7 @@ def hindrance(model) -> str | None:
     if store.store().disk is None:
         return f"the store is off ({store.PLACE}=off)"
     if stamp(model.source, store.store()) is None:
-        return "its file is not safetensors, or is no longer as it was loaded"
+        return "its file is no longer as it was loaded"
     return None
 
 
@@ -71,7 +74,7 @@ def save(name: str, kept: ReferenceKV) -> None:
     disk = store.store().disk
     if disk is None:
         return
-    if kept.nbytes > disk.most:
+    if kept.nbytes + MOST_BESIDE * (len(kept.blocks) + 1) > disk.most:  # or the last would put out the first
         size = f"{kept.nbytes / 2**30:.3g} GB, the store holds {disk.most / 2**30:.3g}"
         logging.warning(f"Klein reference cache: not written to disk, as they take {size}: raise {store.SIZE}.")
         return
@@ -85,19 +88,19 @@ def _part(name: str, which: str) -> str:
     return digest("part", of=name, which=which)
 
 
-def _patches(patcher) -> str | None:
-    """A digest of what a MODEL's patches hold; None where one is of a kind that is not known here."""
+def patches_of(patcher) -> str | None:
+    """A digest of what the patches of a MODEL or CLIP hold; None where one is of a kind that is not known here."""
     number = patcher.patches_uuid
-    if number not in LAST:
+    if number not in KNOWN:
         tensors: dict[str, torch.Tensor] = {}
         try:
             said = _said([patcher.patches, patcher.weight_wrapper_patches], tensors)
-            found = digest("patches", said=said, tensors=content(tensors))
+            KNOWN[number] = digest("patches", said=said, tensors=content(tensors))
         except TypeError:
-            found = None
-        LAST.clear()
-        LAST[number] = found
-    return LAST[number]
+            KNOWN[number] = None
+        while len(KNOWN) > MOST_KNOWN:
+            KNOWN.popitem(last=False)
+    return KNOWN[number]
 
 
 def _said(value, tensors: dict[str, torch.Tensor]):

@@ -7,6 +7,7 @@ import functools
 import logging
 from pathlib import Path
 
+import comfyui_version
 import folder_paths
 import torch
 
@@ -40,13 +41,14 @@ def described() -> str:
 
 
 def key(kind: str, of: Source | None, device: torch.device, **parts: object) -> str | None:
-    """Of a value that a model's file decides, on a device and with this torch; None where the file can no longer be told,
+    """Of a value that a model's file decides, on a device, with this torch and this ComfyUI; None where the file can no longer be told,
     and so nothing may be kept."""
     made_by = None if of is None else stamp(of, store())
     if made_by is None:
         return None
+    host = comfyui_version.__version__
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return digest(kind, arithmetic=ARITHMETIC, torch=torch.__version__, device=name, made_by=made_by, **parts)
+    return digest(kind, arithmetic=ARITHMETIC, torch=torch.__version__, host=host, device=name, made_by=made_by, **parts)
 
 
 def _gigabytes() -> float:

@@ -10,9 +10,10 @@ from comfy.ldm.modules.diffusionmodules.model import Decoder
 
 from ...errors import KleinError
 from ...model_loaders.vae.load import Half, VAEFile, read_vae
+from ...store.keys import digest
 from ...store.stamp import source
 
-SOURCE = "klein_source"  # on the module that is the model: its files
+SOURCE, LOADED = "klein_source", "klein_loaded"  # on the module that is the model: its files, and its `structure` then
 
 
 def load_vae(path: Path):
@@ -23,7 +24,8 @@ def load_vae(path: Path):
         vae = _build(file)
     except (KeyError, IndexError, RuntimeError) as error:
         raise KleinError(f"{Path(path).name} does not make a FLUX.2 VAE ({error}): download it again.") from error
-    setattr(vae.first_stage_model, SOURCE, source(file.checkpoint.files))
+    setattr(vae.first_stage_model, SOURCE, source(file.checkpoint.files, file.checkpoint.spans))
+    setattr(vae.first_stage_model, LOADED, structure(vae.first_stage_model))
     vae.patcher.cached_patcher_init = (load_patcher, (path,))
     return vae
 
@@ -31,6 +33,16 @@ def load_vae(path: Path):
 def load_patcher(path: Path, disable_dynamic: bool = False):
     """The patcher of a VAE, for hosts that load one anew; a VAE is always as the host loads it."""
     return load_vae(path).patcher
+
+
+def structure(model: torch.nn.Module) -> str:
+    """A digest of what a model computes with beside its weights: nodes for seamless tiles change its layers in place."""
+    layers = []
+    for name, layer in model.named_modules():
+        own = {key: value for key, value in vars(layer).items() if callable(value) or (key.endswith("hooks") and value)}
+        said = [f"{key} {getattr(value, '__qualname__', type(value).__name__)}" for key, value in sorted(own.items())]
+        layers.append([name, type(layer).__qualname__, layer.extra_repr(), said])
+    return digest("structure", layers=layers)
 
 
 def _host_name(name: str) -> str:

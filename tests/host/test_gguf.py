@@ -11,6 +11,7 @@ import torch
 
 from klein.errors import KleinError
 from klein.samplers.schedule import sigmas
+from klein.store.store import Store
 from tools import inprocess, small, small_gguf
 from tools.small import blocks, comfy_noise, embed, relative
 
@@ -181,6 +182,22 @@ def test_an_encoder_is_exact_and_stays_packed_in_memory(tmp_path, oracle, kind, 
     kept = sum(weight.nbytes for weight in clip.cond_stage_model.parameters())
     used = {name: t for name, t in tensors.items() if ".27." not in name and name != "model.norm.weight"}
     assert kept == sum(t[1].nbytes if isinstance(t, tuple) else t.nbytes for t in used.values())
+
+
+@torch.no_grad()
+def test_a_prompt_is_known_to_another_clip_of_the_same_file(tmp_path, monkeypatch):
+    encoder, module, own = *map(inprocess.import_adapter, ("encoder", "store")), Store(tmp_path / "store", 2**30, 0)
+    for each in (encoder, module):
+        monkeypatch.setattr(each, "store", lambda: own)
+    state = small.encoder_state(small.encoder_oracle(**WIDE))
+    tensors, _ = small_gguf.state_of(state, "Q4_K", lambda name: "embed" not in name)
+    path = small_gguf.write(encoder_names(tensors), tmp_path / "qwen3-8b.gguf", "qwen3")
+    first, report = encoder.encode_prompt(encoder.load_clip(path), "a cat")
+    assert "known from before" not in report
+    clip = encoder.load_clip(path)
+    again, report = encoder.encode_prompt(clip, "a cat")
+    assert "known from before" in report and torch.equal(again[0][0], first[0][0])
+    assert list(clip.cond_stage_model.parameters()) == []
 
 
 def test_an_encoder_over_http(comfy, graph, oracle):

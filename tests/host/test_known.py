@@ -159,17 +159,33 @@ def test_a_prompt_is_known_to_another_clip_of_the_same_content_and_to_no_other(e
     assert not known(encoder.encode_prompt(encoder.load_clip(path), "a dog")[1])
 
 
-def test_a_clip_with_a_lora_is_neither_known_nor_kept(encoder, path):
+def test_a_clip_with_a_lora_is_known_by_what_the_lora_does(encoder, path):
     clip = encoder.load_clip(path)
     want, _ = encoder.encode_prompt(clip, "a cat")
     name = next(name for name in clip.get_sd() if name.endswith("layers.3.mlp.up_proj.weight"))
-    patched = clip.clone()
-    assert patched.add_patches({name: (torch.ones_like(clip.get_sd()[name]),)}, 1.0)
-    got, report = encoder.encode_prompt(patched, "a cat")
-    assert not known(report) and not torch.equal(got[0][0], want[0][0])
+
+    def encoded(strength: float, value: float = 1.0):
+        patched = encoder.load_clip(path)
+        assert patched.add_patches({name: (torch.full_like(patched.get_sd()[name], value),)}, strength)
+        found, report = encoder.encode_prompt(patched, "a cat")
+        return found[0][0], known(report)
+
+    first, was_known = encoded(1.0)
+    assert not was_known and not torch.equal(first, want[0][0])
+    again, was_known = encoded(1.0)
+    assert was_known and torch.equal(again, first)
+    assert not encoded(0.5)[1] and not encoded(1.0, 2.0)[1]
     assert known(encoder.encode_prompt(clip, "a cat")[1])
-    again, report = encoder.encode_prompt(patched, "a cat")
-    assert not known(report) and torch.equal(again[0][0], got[0][0])
+
+
+def test_a_clip_with_a_patch_of_an_unknown_kind_is_neither_known_nor_kept(encoder, path):
+    clip = encoder.load_clip(path)
+    name = next(name for name in clip.get_sd() if name.endswith("layers.3.mlp.up_proj.weight"))
+    for _ in range(2):
+        patched = clip.clone()
+        assert patched.add_patches({name: (torch.ones_like(clip.get_sd()[name]),)}, 1.0)
+        patched.patcher.weight_wrapper_patches = {name: [lambda weight: weight]}
+        assert encoder._key(patched, patched.tokenize("a cat")) is None
 
 
 def test_an_encoder_that_was_replaced_on_disk_is_not_known_by_its_old_name(encoder, path, tmp_path):
@@ -200,6 +216,47 @@ def test_a_picture_is_known_to_another_vae_of_the_same_file_and_to_no_patched_on
     assert torch.equal(encoded(), want) and len(encodings) == 1
     assert not torch.equal(encoded(picture=1 - image), want) and len(encodings) == 2
     assert torch.equal(encoded(patched=True), want) and len(encodings) == 3
+
+
+def circular(model) -> None:
+    """As nodes for seamless tiles do it: in place."""
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.padding_mode = "circular"
+            layer._reversed_padding_repeated_twice = [layer.padding[0]] * 4
+
+
+def test_a_vae_whose_layers_were_changed_is_neither_known_nor_kept(encoder, monkeypatch, tmp_path):
+    combine, vae = inprocess.import_adapter("combine"), inprocess.import_adapter("vae")
+    monkeypatch.setattr(combine, "store", encoder.store)
+    file = small.save(small.vae_state(small.vae_oracle()), tmp_path / "vae.safetensors")
+    image, entries = torch.rand(1, 64, 96, 3), encoder.store().entries
+    changed = vae.load_vae(file)
+    plain = combine.encode(changed, image)
+    before = len(entries())
+    circular(changed.first_stage_model)
+    assert not torch.equal(combine.encode(changed, image), plain)
+    assert len(entries()) == before and torch.equal(combine.encode(vae.load_vae(file), image), plain)
+
+
+@torch.inference_mode()
+def test_what_was_encoded_in_tiles_for_want_of_memory_is_not_kept_on_disk(encoder, monkeypatch, tmp_path):
+    combine, vae = inprocess.import_adapter("combine"), inprocess.import_adapter("vae")
+    monkeypatch.setattr(combine, "store", encoder.store)
+    model = vae.load_vae(small.save(small.vae_state(small.vae_oracle()), tmp_path / "vae.safetensors"))
+    encode = model.first_stage_model.encode
+
+    def out_of_memory(pixels):
+        if pixels.shape[-1] > 1024:
+            raise torch.cuda.OutOfMemoryError("as a GPU says it")
+        return encode(pixels)
+
+    monkeypatch.setattr(model.first_stage_model, "encode", out_of_memory)
+    setattr(model.first_stage_model, vae.LOADED, vae.structure(model.first_stage_model))
+    combine.encode(model, torch.rand(1, 64, 1536, 3))
+    assert not any("picture" in each.what for each in encoder.store().entries())
+    combine.encode(model, torch.rand(1, 64, 96, 3))
+    assert any("picture" in each.what for each in encoder.store().entries())
 
 
 def test_place_and_size_of_the_store_and_its_switch(monkeypatch, tmp_path, caplog):

@@ -11,8 +11,8 @@ from tools.provision import ROOT
 
 LIBRARIES = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "scipy"}  # as pyproject.toml names them
 HOST = {
-    "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "execution", "folder_paths",
-    "latent_preview", "node_helpers", "nodes", "server", "PIL",
+    "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "comfyui_version", "execution",
+    "folder_paths", "latent_preview", "node_helpers", "nodes", "server", "PIL",
 }  # fmt: skip
 ENGINE = {"model_loaders", "pictures", "samplers", "store"}
 

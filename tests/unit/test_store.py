@@ -3,6 +3,7 @@
 Values here are made from their keys, so that any process can tell a wrong one.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from klein.model_loaders.formats.files import open_checkpoint
 from klein.store.disk import Disk, encoded, locked
 from klein.store.keys import content, digest
 from klein.store.stamp import source, stamp
@@ -320,6 +322,43 @@ def test_a_file_that_was_changed_has_another_stamp(tmp_path):
 def test_what_is_no_safetensors_file_has_no_stamp(tmp_path, data):
     (tmp_path / "a.gguf").write_bytes(data)
     assert stamp(source([tmp_path / "a.gguf"]), Store(None, 0, MOST)) is None
+
+
+def gguf(path: Path, seed: int) -> Path:
+    from tools import small_gguf
+
+    tensors = {"token_embd.weight": ("Q4_K", small_gguf.packed("Q4_K", (8, 256), seed))}
+    return small_gguf.write(tensors, path, "qwen3", 8)
+
+
+def test_a_gguf_file_has_the_stamp_of_its_content(tmp_path):
+    """Where its tensors lie says whoever opened it."""
+    store, stamps = Store(None, 0, MOST), []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        checkpoint = open_checkpoint(gguf(tmp_path / f"{name}.gguf", seed))
+        stamps.append(stamp(source(checkpoint.files, checkpoint.spans), store))
+    assert stamps[0] and stamps[0] == stamps[1] != stamps[2]
+
+
+def test_what_is_asked_for_in_memory_is_the_last_to_go_from_the_folder(tmp_path):
+    size = len(encoded(key(1), value(1), "a test")) + len(encoded(key(2), value(2), "a test"))
+    store = Store(tmp_path, size + 100, MOST)
+    for number in (1, 2):
+        store.put(key(number), value(number), "a test")
+        os.utime(tmp_path / f"{key(number)}.safetensors", (number, number))
+    assert store.get(key(1))
+    store.put(key(2000), {"a": torch.zeros(1)}, "a test")
+    left = Disk(tmp_path, MOST)
+    assert left.get(key(1)) and not left.get(key(2))
+
+
+def test_a_folder_without_locks_is_not_waited_for(tmp_path, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("klein.store.disk._lock", refuse)
+    monkeypatch.setattr("klein.store.disk.time.sleep", None)  # it would fail if it were called
+    assert not Disk(tmp_path, MOST).put(key(1), value(1), "a test")
 
 
 def test_the_command_lists_and_clears(tmp_path, capsys):
