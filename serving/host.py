@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -111,8 +112,13 @@ class Previews:
         del server().sockets[id(self)]
 
     async def send_json(self, message: dict) -> None:
-        if message["type"] == "progress":
-            self.run, self.progress = message["data"]["prompt_id"], message["data"]["value"] / message["data"]["max"]
+        match message:  # other packs broadcast under this name whatever they like, and what is raised here ends the host
+            case {
+                "type": "progress",
+                "data": {"prompt_id": str(run), "value": int() | float() as done, "max": int() | float() as most},
+            }:
+                if 0 <= done <= most <= sys.maxsize and most:
+                    self.run, self.progress = run, done / most
 
     async def send_bytes(self, message: bytes) -> None:
         if int.from_bytes(message[:4], "big") == BinaryEventTypes.PREVIEW_IMAGE and self.run in self.steps:
