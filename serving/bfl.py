@@ -6,7 +6,6 @@ import asyncio
 import logging
 import uuid
 from collections import OrderedDict
-from contextlib import aclosing
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -75,7 +74,7 @@ async def submit(request: web.Request, settings: Settings) -> web.Response:
 
 async def paint(name: str, made: Job, runs: list[str], patience: Patience) -> None:
     try:
-        async with aclosing(pictures(made, runs, patience)) as painted:
+        async with pictures(made, runs, patience) as painted:
             async for each in painted:
                 TASKS[name].picture = each
     except Refused as refused:

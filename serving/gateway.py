@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from contextlib import aclosing
 
 from aiohttp import web
 
@@ -52,7 +51,7 @@ async def image_model(request: web.Request, settings: Settings) -> web.Response:
         fields["model"] = Field("ai-model-id", request.headers["ai-model-id"])
     made = await job(fields, images, mask[0] if mask else None, settings)
     runs = await queued(made, settings)
-    async with aclosing(pictures(made, runs, patience(settings, request))) as painted:
+    async with pictures(made, runs, patience(settings, request)) as painted:
         found = [(await asyncio.to_thread(each.data), each.seed) async for each in painted]
     answer = {
         "images": [base64.b64encode(data).decode() for data, _ in found],

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import time
-from contextlib import aclosing
 
 from aiohttp import web
 
@@ -106,7 +105,7 @@ def sources(field: Field) -> list[Field]:
 
 async def answer(request: web.Request, settings: Settings, made: Job, event: str) -> web.StreamResponse:
     runs = await queued(made, settings)
-    async with aclosing(pictures(made, runs, patience(settings, request))) as painted:
+    async with pictures(made, runs, patience(settings, request)) as painted:
         if made.stream:
             return await stream(request, made, painted, event)
         data = [{"b64_json": await coded(each), "seed": each.seed} async for each in painted]

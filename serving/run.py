@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -72,24 +72,27 @@ async def report(job: Job, settings: Settings, patience: Patience) -> str:
         host.cancel(run[0])
 
 
-async def pictures(job: Job, runs: list[str], patience: Patience) -> AsyncIterator[Picture | Partial]:
-    """In order, each as soon as it is there, and what it looks like on its way as often as that is asked; what is still to run
-    is cancelled when this ends early."""
-    left = list(runs)
+@asynccontextmanager
+async def pictures(job: Job, runs: list[str], patience: Patience) -> AsyncIterator[AsyncIterator[Picture | Partial]]:
+    """What becomes of the runs; what is still to run is cancelled when this ends early, be it before the first look at it."""
     try:
-        with host.Previews(runs) if job.partials else nullcontext() as previews:
-            for seed, run in zip(job.seeds, runs, strict=True):
-                shown = 0
-                async for _ in host.looks(run):
-                    patience()
-                    while previews and previews.steps[run]:
-                        progress, preview = previews.steps[run].pop(0)
-                        if shown < job.partials and (shown + 1) / (job.partials + 1) <= progress < 1:
-                            yield Partial(seed, shown, preview, job.format, job.quality)
-                            shown += 1
-                path = host.saved(run)
-                left.remove(run)
-                yield Picture(seed, path, job.format, job.quality)
+        async with aclosing(in_order(job, runs, patience)) as found:
+            yield found
     finally:
-        for run in left:
+        for run in runs:
             host.cancel(run)
+
+
+async def in_order(job: Job, runs: list[str], patience: Patience) -> AsyncGenerator[Picture | Partial, None]:
+    """Each as soon as it is there, and what it looks like on its way as often as that is asked."""
+    with host.Previews(runs) if job.partials else nullcontext() as previews:
+        for seed, run in zip(job.seeds, runs, strict=True):
+            shown = 0
+            async for _ in host.looks(run):
+                patience()
+                while previews and previews.steps[run]:
+                    progress, preview = previews.steps[run].pop(0)
+                    if shown < job.partials and (shown + 1) / (job.partials + 1) <= progress < 1:
+                        yield Partial(seed, shown, preview, job.format, job.quality)
+                        shown += 1
+            yield Picture(seed, host.saved(run), job.format, job.quality)

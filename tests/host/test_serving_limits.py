@@ -38,14 +38,20 @@ def test_a_full_queue_answers_429_with_retry_after_and_takes_nothing_of_the_requ
     assert generate(limited).status == 200
 
 
+def send(server, path: str, body: dict) -> socket.socket:
+    """The connection of a request that is on its way."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nx-key: {KEY['x-key']}\r\n"
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.sendall(
+        head.encode("latin-1") + f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+    )
+    return client
+
+
 def leave(server, body: dict) -> None:
     """Asks, waits until the runs are in the queue, and closes the connection."""
-    data = json.dumps(body).encode()
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nx-key: {KEY['x-key']}\r\n"
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.sendall(
-            head.encode("latin-1") + f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
-        )
+    with send(server, "/v1/images/generations", body):
         while not ask(server, "/queue").json["queue_running"]:
             time.sleep(0.02)
 
@@ -67,6 +73,21 @@ def test_a_client_that_goes_away_cancels_what_it_asked_for_and_nothing_else(limi
     ]
     ends = [entry["status"]["status_str"] for entry in new.values()]
     assert seeds == [77, 78] and ends == ["error", "success"], (seeds, ends)  # the second run of 77 was taken from the queue
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_while_its_pictures_are_read_has_nothing_painted(limited, stream):
+    idle(limited)
+    known, kept, rng = set(ask(limited, "/history").json), limited.base / "input/klein", np.random.default_rng()
+    images = [URL + text(png(rng.integers(0, 255, (100, 100, 3), dtype=np.uint8))) for _ in range(8)]
+    before = len(list(kept.glob("*.png")))
+    send(limited, "/v1/images/edits", {**BASE, "image": images, "steps": 100, "n": 3, "stream": stream}).close()
+    while len(list(kept.glob("*.png"))) < before + len(images):
+        time.sleep(0.02)
+    time.sleep(1)  # from the last picture to the queue
+    idle(limited)
+    new = [entry for name, entry in ask(limited, "/history").json.items() if name not in known]
+    assert [entry["status"]["status_str"] for entry in new] in ([], ["error"])
 
 
 def test_an_interrupt_or_a_cleared_queue_at_the_host_answers_with_a_sentence(limited):
