@@ -55,20 +55,24 @@ def handler(route: Route, settings: Settings, others: dict[Route, Callable]):
             if not route.open:
                 authorise(request, settings)
             return await route.answer(request, settings)
-        except Refused as refused:
-            return failed(route, refused)
-        except web.HTTPRequestEntityTooLarge:
-            sentence = f"The request has more than {settings.body} bytes: send smaller pictures, or fewer."
-            return failed(route, Refused(sentence, "", 413))
-        except ConnectionResetError:
-            return failed(route, Refused("The client went away.", "", 499))
-        except Exception:
-            log.exception("Klein: %s failed", route.path)
-            return failed(route, Refused("The host failed on this request: its log says why.", "", 500))
+        except Exception as error:
+            return failed(route, reason(error, route.path, settings))
         finally:
             OPEN.remove(id(request))
 
     return handle
+
+
+def reason(error: Exception, path: str, settings: Settings) -> Refused:
+    """What its client is told of what went wrong."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return Refused(f"The request has more than {settings.body} bytes: send smaller pictures, or fewer.", "", 413)
+    if isinstance(error, ConnectionResetError):
+        return Refused("The client went away.", "", 499)
+    log.error("Klein: %s failed", path, exc_info=error)
+    return Refused("The host failed on this request: its log says why.", "", 500)
 
 
 def named(digest: str) -> dict[str, str]:

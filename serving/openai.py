@@ -10,7 +10,7 @@ import time
 from aiohttp import web
 
 from .fields import Body, Field, read
-from .http import Route, body, named
+from .http import Route, body, named, reason
 from .images import CODED
 from .job import Job, job
 from .models import found
@@ -107,14 +107,14 @@ async def answer(request: web.Request, settings: Settings, made: Job, event: str
     runs = await queued(made, settings)
     async with pictures(made, runs, patience(settings, request)) as painted:
         if made.stream:
-            return await stream(request, made, painted, event)
+            return await stream(request, settings, made, painted, event)
         data = [{"b64_json": await coded(each), "seed": each.seed} async for each in painted]
     return web.json_response(
         {"created": int(time.time()), "output_format": made.format, "data": data}, headers=named(made.digest)
     )
 
 
-async def stream(request: web.Request, made: Job, painted, event: str) -> web.StreamResponse:
+async def stream(request: web.Request, settings: Settings, made: Job, painted, event: str) -> web.StreamResponse:
     """An event for each picture, and each on its way, as soon as it is there; an error after the first byte is an event too."""
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", **named(made.digest)}
@@ -133,8 +133,8 @@ async def stream(request: web.Request, made: Job, painted, event: str) -> web.St
             else:
                 name = f"{event}.completed"
             await send(response, name, {"type": name, **said})
-    except Refused as refused:
-        await send(response, "error", {"type": "error", **failure(refused)})
+    except Exception as error:
+        await send(response, "error", {"type": "error", **failure(reason(error, request.path, settings))})
     await response.write_eof()
     return response
 

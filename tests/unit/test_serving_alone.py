@@ -2,10 +2,16 @@
 
 import asyncio
 import importlib
+import json
 import sys
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from klein.serving.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +51,38 @@ def test_what_another_pack_broadcasts_as_progress_is_passed_by(serving, data):
             return previews.steps
 
     assert asyncio.run(heard()) == {"a": [(0.25, b"picture")]}
+
+
+def test_what_fails_after_a_stream_has_begun_is_an_event_of_it(serving, monkeypatch, caplog):
+    openai, http = serving("openai"), serving("http")
+
+    @asynccontextmanager
+    async def pictures(*_):
+        async def none():
+            raise RuntimeError("the disk is full")
+            yield
+
+        yield none()
+
+    async def queued(*_):
+        return []
+
+    monkeypatch.setattr(openai, "pictures", pictures)
+    monkeypatch.setattr(openai, "queued", queued)
+    made = serving("job").Job(None, "a prompt", (1,), stream=True)
+    route = http.Route("GET", "/", lambda *given: openai.answer(*given, made, "image_edit"), openai.failure, "a stream")
+
+    async def asked() -> tuple[int, str]:
+        app = web.Application()
+        app.router.add_get("/", http.handler(route, Settings(), {}))
+        async with TestClient(TestServer(app)) as client, client.get("/") as answer:
+            return answer.status, await answer.text()
+
+    status, events = asyncio.run(asked())
+    kind, data = events.strip().split("\n")
+    assert status == 200 and kind == "event: error"
+    said = json.loads(data.removeprefix("data: "))
+    assert (
+        said["type"] == "error" and said["error"]["type"] == "server_error" and "its log says why" in said["error"]["message"]
+    )
+    assert "the disk is full" in caplog.text
