@@ -121,7 +121,7 @@ def opened(field: Field, data: bytes, settings: Settings) -> Image.Image:
                 field.name,
                 413,
             )
-        if getattr(image, "n_frames", 1) != 1:
+        if getattr(image, "n_frames", 1) != 1 and image.format != "MPO":  # a camera's JPEG, whose further frames are previews
             raise Refused(f"{field.name} has several frames, expected one picture: send one of them.", field.name)
         image.load()
         image = ImageOps.exif_transpose(image)

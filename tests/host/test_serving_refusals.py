@@ -146,13 +146,32 @@ def test_pictures_that_are_none_or_too_large_are_refused(limited):
     refused(edit(limited, image=fine, mask=URL + text(clear), size="96x96"), "a picture with a mask keeps its own 64x64")
 
 
+def loaded(server) -> str:
+    """The picture of the last run."""
+    entry = list(ask(server, "/history").json.values())[-1]
+    (name,) = [node["inputs"]["image"] for node in entry["prompt"][2].values() if node["class_type"] == "LoadImage"]
+    return name
+
+
 def test_odd_pictures_are_read_as_the_hosts_own_load_image_reads_them(limited):
     grey = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
     for picture in (grey, (grey.astype(np.uint16) * 256), np.dstack([grey] * 4)):
         assert edit(limited, image=URL + text(png(picture) if picture.dtype == np.uint8 else sixteen(picture))).status == 200
-        entry = list(ask(limited, "/history").json.values())[-1]
-        (name,) = [node["inputs"]["image"] for node in entry["prompt"][2].values() if node["class_type"] == "LoadImage"]
-        assert np.abs(pixels((limited.base / "input" / name).read_bytes())[..., 0] - grey / 255).max() < 0.01
+        assert np.abs(pixels((limited.base / "input" / loaded(limited)).read_bytes())[..., 0] - grey / 255).max() < 0.01
+
+
+def several(kind: str) -> bytes:
+    """A red picture, and a blue one in the same file."""
+    file = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, kind, save_all=True, append_images=[Image.new("RGB", (64, 64), "blue")])
+    return file.getvalue()
+
+
+def test_a_cameras_jpeg_with_a_preview_in_it_is_its_first_picture_and_an_animation_is_refused(limited):
+    assert edit(limited, image=URL + text(several("mpo"))).status == 200
+    assert np.abs(pixels((limited.base / "input" / loaded(limited)).read_bytes()) - (1, 0, 0)).max() < 0.05
+    for kind in ("gif", "tiff", "webp"):
+        refused(edit(limited, image=URL + text(several(kind))), "image has several frames")
 
 
 def sixteen(picture: np.ndarray) -> bytes:
