@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,6 +26,8 @@ from .settings import Settings
 FOLDER = "klein"
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 FETCHING = 20  # seconds for a picture from elsewhere
+WRITING = 3600  # seconds that a file may be half written
+KEEPING = threading.Lock()  # pictures are read in threads: what one lists, touches or drops no other may drop meanwhile
 CODED = {"type": "string", "format": "byte", "description": "base64, a data URL, or a URL where fetching is switched on"}
 
 
@@ -143,28 +146,33 @@ def store(image: Image.Image, settings: Settings) -> Stored:
     name, folder = f"{FOLDER}/{digest}.png", inputs() / FOLDER
     path = folder / f"{digest}.png"
     folder.mkdir(exist_ok=True)
-    if path.is_file():
-        os.utime(path)
-        return Stored(name, image.size)
+    with KEEPING:
+        if path.is_file():
+            os.utime(path)
+            return Stored(name, image.size)
     handle, part = tempfile.mkstemp(".part", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
             image.save(file, "png", compress_level=1)
-        make_room(folder, os.path.getsize(part), settings)
-        os.replace(part, path)
+        with KEEPING:
+            make_room(folder, settings)
+            os.replace(part, path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        with KEEPING:
+            Path(part).unlink(missing_ok=True)
     return Stored(name, image.size)
 
 
-def make_room(folder: Path, wanted: int, settings: Settings) -> None:
-    """Drops what was not asked for of late, the longest first; none that a request may still wait for."""
-    files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.png"))
-    total = wanted + sum(size for _, size, _ in files)
-    for asked, size, file in files:
-        if total > settings.store and time.time() - asked > settings.seconds:
-            file.unlink(missing_ok=True)
-            total -= size
+def make_room(folder: Path, settings: Settings) -> None:
+    """Drops what a crash has left half written, and what was not asked for of late, the longest first; none that a request may
+    still wait for."""
+    files = sorted((file.stat().st_mtime, file) for kind in ("*.png", "*.part") for file in folder.glob(kind))
+    total = sum(file.stat().st_size for _, file in files)
+    for asked, file in files:
+        age = time.time() - asked
+        if age > WRITING if file.suffix == ".part" else total > settings.store and age > settings.seconds:
+            total -= file.stat().st_size
+            file.unlink()
     if total > settings.store:
         raise Refused(
             f"The host keeps {settings.store} bytes of request pictures (KLEIN_REQUESTS_MB), and they are full: try later.",

@@ -3,14 +3,19 @@
 import asyncio
 import importlib
 import json
+import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
 
+from klein.serving.refused import Refused
 from klein.serving.settings import Settings
 
 
@@ -86,3 +91,42 @@ def test_what_fails_after_a_stream_has_begun_is_an_event_of_it(serving, monkeypa
         said["type"] == "error" and said["error"]["type"] == "server_error" and "its log says why" in said["error"]["message"]
     )
     assert "the disk is full" in caplog.text
+
+
+@pytest.fixture
+def kept(serving, monkeypatch, tmp_path):
+    """The folder of request pictures."""
+    monkeypatch.setattr(serving("images"), "inputs", lambda: tmp_path)
+    return tmp_path / "klein"
+
+
+def flat(grey: int) -> Image.Image:
+    return Image.new("RGB", (16, 16), (grey, grey, grey))
+
+
+def test_pictures_stored_at_the_same_time_are_there_while_others_are_dropped_for_them(serving, kept):
+    """At the cap: every second one is new, and what can be dropped for it is what the others ask for again."""
+    store = serving("images").store
+    for grey in range(200):
+        store(flat(grey), Settings())
+    for file in kept.glob("*"):
+        os.utime(file, (1, 1))
+    cap = Settings(store=sum(file.stat().st_size for file in kept.glob("*")))
+
+    def there(grey: int) -> bool:
+        return (kept.parent / store(flat(grey), cap).name).is_file()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(there, [grey for pair in zip(range(50), range(200, 250)) for grey in pair]))
+
+
+def test_what_a_crash_has_left_half_written_counts_and_is_dropped_after_an_hour(serving, kept):
+    images = serving("images")
+    images.store(flat(1), Settings())
+    left = kept / "left.part"
+    left.write_bytes(b"\0" * 1000)
+    with pytest.raises(Refused, match="they are full"):
+        images.store(flat(2), Settings(store=1000))
+    os.utime(left, (time.time() - 4000,) * 2)
+    images.store(flat(2), Settings(store=1000))
+    assert [file.suffix for file in kept.glob("*")] == [".png"] * 2
