@@ -70,7 +70,7 @@ async def job(
         raise fields["seed"].refused(f"a whole number from 0 to {SEEDS - count}")
     if given.get("guidance", 1) != 1 and not chosen.base:
         raise fields["guidance"].refused(f"1, as {chosen.id} is distilled and takes no other")
-    wanted = asked_size(fields, given, chosen, settings)
+    wanted = asked_size(fields, given, chosen, settings, mask)
     if given.get("format", "png") == "png" and given.get("quality", 100) != 100:
         raise fields["quality"].refused("100 for png, which loses nothing, or jpeg or webp")
     if given.get("partials") and not given.get("stream"):
@@ -86,6 +86,8 @@ async def job(
     if mask:
         painting = await painted(mask, settings, transparent)
         fits(mask, painting, stored[0], wanted)
+        if "ratio" in given:
+            has(stored[0].size, fields["ratio"], given["ratio"])
     if not stored and wanted is None:
         wanted = (chosen.side, chosen.side)
     return Job(
@@ -95,8 +97,11 @@ async def job(
     )  # fmt: skip
 
 
-def asked_size(fields: dict[str, Field], given: dict, chosen: Model, settings: Settings) -> tuple[int, int] | None:
-    """The size that is asked for, in one of three ways; two that agree are fine."""
+def asked_size(
+    fields: dict[str, Field], given: dict, chosen: Model, settings: Settings, mask: Field | None
+) -> tuple[int, int] | None:
+    """The size that is asked for, in one of three ways; two that agree are fine. A ratio asks for none under a mask: some
+    clients send it for the picture's own size."""
     wanted = given.get("size")
     sides = [fields[side] for side in ("width", "height") if side in fields]
     if len(sides) == 1:
@@ -108,11 +113,17 @@ def asked_size(fields: dict[str, Field], given: dict, chosen: Model, settings: S
             raise fields["size"].refused(f"{both[0]}x{both[1]}, as width and height say, or none")
         wanted = both
     if "ratio" in given:
-        shape = given["ratio"]
-        if wanted and abs(wanted[0] - wanted[1] * shape) >= 16 * max(1, shape):
-            raise fields["ratio"].refused(f"that of {wanted[0]}x{wanted[1]}, or none")
-        wanted = wanted or shaped(shape, chosen.side)
+        if wanted:
+            has(wanted, fields["ratio"], given["ratio"])
+        elif not mask:
+            wanted = shaped(given["ratio"], chosen.side)
     return wanted
+
+
+def has(size: tuple[int, int], ratio: Field, shape: float) -> None:
+    """A size has a ratio if rounding to 16 can have made the difference."""
+    if abs(size[0] - size[1] * shape) >= 16 * max(1, shape):
+        raise ratio.refused(f"that of {size[0]}x{size[1]}, or none")
 
 
 def fits(mask: Field, painting: Stored, picture: Stored, wanted: tuple[int, int] | None) -> None:

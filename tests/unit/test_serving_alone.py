@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
+from klein.serving.fields import Field
 from klein.serving.refused import Refused
 from klein.serving.settings import Settings
 
@@ -130,3 +132,27 @@ def test_what_a_crash_has_left_half_written_counts_and_is_dropped_after_an_hour(
     os.utime(left, (time.time() - 4000,) * 2)
     images.store(flat(2), Settings(store=1000))
     assert [file.suffix for file in kept.glob("*")] == [".png"] * 2
+
+
+@pytest.mark.parametrize(
+    "side, ratio, said",
+    [
+        ((512, 512), "1:1", ""),
+        ((500, 333), "500:333", ""),
+        ((1920, 1088), "16:9", ""),
+        ((512, 512), "16:9", "aspect_ratio is '16:9', expected that of 512x512"),
+        ((512, 256), "1:2", "aspect_ratio is '1:2', expected that of 512x256"),
+    ],
+)
+def test_under_a_mask_an_aspect_ratio_is_that_of_the_picture_and_its_size_stays(serving, kept, monkeypatch, side, ratio, said):
+    monkeypatch.setattr(serving("job"), "model", lambda _: SimpleNamespace(id="klein-tiny", base=False, side=1024))
+    fields = {"model": Field("model", "klein-tiny"), "prompt": Field("prompt", "x"), "ratio": Field("aspect_ratio", ratio)}
+    data = BytesIO()
+    Image.new("RGB", side, "white").save(data, "png")
+    picture, mask = Field("input_image", data.getvalue()), Field("mask", data.getvalue())
+    asked = serving("job").job(fields, [picture], mask, Settings())
+    if said:
+        with pytest.raises(Refused, match=said):
+            asyncio.run(asked)
+    else:
+        assert asyncio.run(asked).size is None
