@@ -36,7 +36,10 @@ class Packed(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         return weight
 
     def _numbers(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return self.codec.dense(weight, dtype) if weight.dtype == torch.uint8 else weight.to(dtype)
+        """A tensor of its own where functions may change it in place: not the parameter, which would keep what they add."""
+        if weight.dtype == torch.uint8:
+            return self.codec.dense(weight, dtype)
+        return weight.to(dtype, copy=bool(self.weight_function))
 
     def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **kwargs) -> torch.Tensor:
         """For the host's patches. It hands over the bytes of `weight` as floats, or what `dense` has given it."""

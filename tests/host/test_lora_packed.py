@@ -64,6 +64,32 @@ def output(patcher, x: torch.Tensor) -> torch.Tensor:
     return out.double()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["LoHa", "difference"])
+def test_after_the_hosts_own_lora_it_is_added_once_however_often_the_layer_is_called(tmp_path, kind):
+    """What is added to the weight itself, and a weight that is already in its input's dtype."""
+    generator = torch.Generator().manual_seed(4)
+    sides = {"LoHa": {"hada_w1_a": (256, 4), "hada_w1_b": (4, 256), "hada_w2_a": (256, 4), "hada_w2_b": (4, 256)}}
+    parts = sides.get(kind, {"diff": (256, 256)})
+    tensors = {
+        f"diffusion_model.{LAYER}.{part}": torch.randn(*shape, generator=generator) / 16 for part, shape in parts.items()
+    }
+    file = small.save(tensors, tmp_path / "style.safetensors")
+    model = inprocess.import_adapter("flow").load_model(gguf(tmp_path, "Q8_0")[0])
+    model = model.clone()
+    model.add_patches({f"diffusion_model.{LAYER}.weight": (torch.randn(256, 256, generator=generator) / 16,)}, 1.0)
+    changed, *_ = inprocess.import_adapter("lora").attach(model, None, file, 1.0, 1.0)
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.load_models_gpu([changed], force_full_load=True)
+    layer = changed.model.diffusion_model.get_submodule(LAYER)
+    x = torch.randn(8, 256, generator=generator).to(layer.weight.dtype)
+    first, second = layer(x), layer(x)
+    changed.detach()
+    assert layer.weight.dtype == torch.uint8 and torch.equal(first, second)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.01)], ids=["float32", "bf16"])
 @pytest.mark.parametrize(("write", "form"), [(fp8, "fp8"), (gguf, "Q4_K"), (scaled, "nvfp4")])
 def test_what_a_layer_gets_of_it_is_within_1_percent_in_bf16_too(tmp_path, monkeypatch, write, form, dtype, bound):
