@@ -47,6 +47,13 @@ class StoredWeight:
     scales: Mapping[str, torch.dtype] = field(default_factory=dict)
     levels: str = ""
 
+    @property
+    def nbytes(self) -> int:
+        """Of `weight` as it is read."""
+        if self.codec and self.codec.unpack:
+            return self.shape[0] * self.codec.row(self.shape[1])
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def as_rows(self) -> StoredWeight:
         """A scaled fp8 weight as rows with their scale, so that it can be put on top of others."""
         assert self.weight_scale is not None

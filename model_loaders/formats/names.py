@@ -77,8 +77,8 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Of the weights as they lie in the file, without their scales."""
-        return sum(math.prod(part.shape) * part.dtype.itemsize for parts in self.weights.values() for part in parts)
+        """Of the weights as they are kept: packed rows with their scales, others as they lie in the file."""
+        return sum(part.nbytes for parts in self.weights.values() for part in parts)
 
     def _stacked(self, layer: str, parts: tuple[StoredWeight, ...]) -> tuple[int, ...]:
         """The shape of weights on top of each other; KleinError where they do not fit."""

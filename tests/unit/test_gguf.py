@@ -52,6 +52,12 @@ def refusal(path, read=read_flow) -> str:
     return text
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_plan_counts_the_bytes_that_are_kept(tmp_path, kind):
+    plan = read_flow(small_gguf.write(rounded(FLOW, kind), tmp_path / "klein.gguf")).plan
+    assert plan.nbytes == sum(tensor.nbytes for _, tensor in plan.tensors())
+
+
 @pytest.mark.parametrize("kind", small_gguf.KINDS)
 def test_each_block_type_has_the_very_numbers_of_the_reference(kind):
     codec = CODECS[kind]

@@ -67,6 +67,7 @@ def test_rows_take_hardly_more_than_the_file_and_stand_for_themselves(read, form
     codec, packed = plan.quantised[LAYER], dict(plan.tensors())[f"{LAYER}.weight"]
     stored = sum(tensor.nbytes for name, tensor in state.items() if name.startswith(f"{LAYER}.weight"))
     assert packed.nbytes <= stored + WOVEN.get(form, 4) * len(packed)
+    assert plan.nbytes == sum(tensor.nbytes for name, tensor in plan.tensors() if name.endswith(".weight"))
     assert relative(codec.dense(packed[5:9], torch.float32), by_hand[f"{LAYER}.weight"][5:9]) < 5e-7
     assert codec.columns(packed.shape[1]) == 256 and CODECS[codec.name] is codec
 
