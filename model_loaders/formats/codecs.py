@@ -263,10 +263,12 @@ def _scalar(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _checked(checkpoint: Checkpoint, name: str, dtype: torch.dtype, signed: bool) -> torch.Tensor:
-    """Scales of rows or blocks: numbers, none below 0 unless signed. Bytes are of this dtype."""
+    """Scales of rows or blocks: numbers, none below 0 unless signed, and no 0 for a whole tensor (rows and blocks of zeros may
+    have one). Bytes are of this dtype."""
     scale = checkpoint[name]
     scale = scale.view(dtype) if scale.dtype == torch.uint8 else scale
-    wrong = ~scale.float().isfinite() | (scale.float() < 0) & (not signed)
+    wide = scale.float()
+    wrong = ~wide.isfinite() | (wide < 0) & (not signed) | (wide == 0) & (wide.numel() == 1)
     if wrong.any():
         raise KleinError(
             f"{name} in {checkpoint.path.name} holds {int(wrong.sum())} scales that are no numbers above 0: download it again."

@@ -28,6 +28,15 @@ def block_scales(rng, role, state, metadata):
     return {**state, name: scale}, metadata, REFUSED
 
 
+def zero_scale(rng, role, state, metadata):
+    """One scale of a whole tensor, which would make it vanish without a word."""
+    names = [name for name in state if "weight_scale" in name and state[name].numel() == 1]
+    if not names:
+        return state, metadata, SAME
+    name = rng.choice(names)
+    return {**state, name: torch.zeros_like(state[name])}, metadata, REFUSED
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     flow = small.flow_state(hidden=256, heads=2, context=48, mlp=256, depth=1, single=1)
@@ -40,6 +49,6 @@ def good(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
-@pytest.mark.parametrize("kind", [*KINDS, block_scales], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*KINDS, block_scales, zero_scale], ids=lambda kind: kind.__name__)
 def test_a_damaged_file_is_refused_or_is_the_same_model(good, tmp_path, kind, rounds):
     check_each(good, kind, rounds, tmp_path)
