@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,12 @@ LARGEST_CONFIG = 2**20  # bytes of an adapter_config.json or of its copy in a he
 
 # Hidden size -> model, beside klein's own: klein-facts.
 HIDDEN = {hidden: f"FLUX.2 [klein] {name}" for hidden, name in FLOW_NAMES.items()} | {6144: "FLUX.2 [dev]"}
+# Hidden size -> blocks of that model. FLUX.1 is as wide as klein 4B, and deeper.
+DEPTHS = {
+    4096: {"double_blocks": 8, "single_blocks": 24},
+    3072: {"double_blocks": 5, "single_blocks": 20},
+    6144: {"double_blocks": 8, "single_blocks": 48},
+}
 # Layers whose outputs, not inputs, are as wide as the model.
 OUTPUT_IS_HIDDEN = ("img_in", "txt_in", "time_in.in_layer", "_mlp.2", ".linear2")
 
@@ -95,7 +102,7 @@ def read_lora(path: str | Path, flow: Shapes, encoder: Shapes | None = None) -> 
     configs = _configs(checkpoint, path)
     lora = Lora(path.name, trainer=_trainer(checkpoint))
     modules = _modules(checkpoint, lora)
-    _refuse_others(lora, modules, flow)
+    _refuse_others(lora)
     shapes = {"flow": flow, "encoder": encoder}
     for name, (target, parts) in modules.items():
         expected = shapes[target.model]
@@ -104,7 +111,8 @@ def read_lora(path: str | Path, flow: Shapes, encoder: Shapes | None = None) -> 
             continue
         module = Module(name, target, {part: _read(checkpoint, key) for part, key in parts.items()}, tuple(parts.values()))
         _add(lora, module, expected, _config_of(configs, target.model))
-    _refuse_size(lora, flow)
+    _refuse_size(lora, [target for target, _ in modules.values()], flow)
+    _refuse_blocks(lora, modules, flow)
     if not lora.matched:
         _refuse_rest(lora, encoder)
     lora.modules.sort(key=lambda module: module.name)
@@ -133,7 +141,7 @@ def _modules(checkpoint: Checkpoint, lora: Lora) -> dict[str, tuple[Target, dict
     return modules
 
 
-def _refuse_others(lora: Lora, modules: dict[str, tuple[Target, dict[str, str]]], flow: Shapes) -> None:
+def _refuse_others(lora: Lora) -> None:
     """KleinError for a LoRA of another model, told by what klein does not have, or of a kind that is not read: its tensors may
     change what those beside them mean."""
     kind = unread(lora.unmatched)
@@ -144,6 +152,10 @@ def _refuse_others(lora: Lora, modules: dict[str, tuple[Target, dict[str, str]]]
         raise KleinError(
             f"{lora.name} is a LoRA for {other[0]} (it has {other[1]}), expected one for FLUX.2 [klein]: choose another file."
         )
+
+
+def _refuse_blocks(lora: Lora, modules: dict[str, tuple[Target, dict[str, str]]], flow: Shapes) -> None:
+    """KleinError for a LoRA of more blocks than this model has."""
     for _, (target, parts) in modules.items():
         stack = target.layer.partition(".")[0]
         if (
@@ -190,11 +202,15 @@ def _add(lora: Lora, module: Module, shapes: Shapes, config: dict) -> None:
     """Check a module and take it up, or count its keys as of the wrong size."""
     tensors, target = module.tensors, module.target
     weight = f"{target.layer}.weight"
-    # An alpha or a magnitude alone changes nothing; of the encoder klein reads 27 layers.
-    if not tensors.keys() - {"alpha", "magnitude"} or weight not in shapes:
+    if not tensors.keys() - {"alpha", "magnitude"}:  # alone they change nothing
         lora.unmatched += module.names
         return
     kind, size, rank = _kind(lora.name, module)
+    if target.model == "flow" and len(size) == 2:
+        lora.widths[size[0] if target.layer.endswith(OUTPUT_IS_HIDDEN) else size[1]] += 1
+    if weight not in shapes:  # of the encoder klein reads 27 layers
+        lora.unmatched += module.names
+        return
     expected, rows = shapes[weight], None
     if target.part:
         hidden = expected[1]
@@ -204,8 +220,6 @@ def _add(lora: Lora, module: Module, shapes: Shapes, config: dict) -> None:
     fits = size == expected and (
         magnitude is None or len(size) == 2 and tuple(magnitude.shape) in ((size[0],), (size[0], 1), (1, size[1]))
     )
-    if target.model == "flow" and len(size) == 2:
-        lora.widths[size[0] if target.layer.endswith(OUTPUT_IS_HIDDEN) else size[1]] += 1
     if not fits:
         lora.wrong_size += module.names
         return
@@ -331,21 +345,25 @@ def _config_of(configs: dict[str, dict], model: str) -> dict:
     return next((configs[component] for component in ours if configs.get(component, {}).get("r")), {})
 
 
-def _refuse_size(lora: Lora, flow: Shapes) -> None:
+def _refuse_size(lora: Lora, targets: list[Target], flow: Shapes) -> None:
     """KleinError for a LoRA of another width."""
     if not lora.widths:
         return
     wide, own = lora.widths.most_common(1)[0][0], flow["img_in.weight"][0]
-    lora.size = _named(wide)
+    lora.size = _named(wide, targets)
     if wide != own:
         raise KleinError(
-            f"{lora.name} is a LoRA for {_named(wide)}, and this model is {_named(own)}: load the model that it was made for, or "
+            f"{lora.name} is a LoRA for {lora.size}, and this model is {_named(own)}: load the model that it was made for, or "
             f"choose a LoRA for this one."
         )
 
 
-def _named(hidden: int) -> str:
-    return f"{HIDDEN.get(hidden, 'a model')} of hidden size {hidden}"
+def _named(hidden: int, targets: Iterable[Target] = ()) -> str:
+    """The model of this width, unless it lacks some of these blocks."""
+    depths = DEPTHS.get(hidden, {})
+    stacks = [(target.layer.partition(".")[0], target.block) for target in targets if target.block is not None]
+    beyond = any(block >= depths.get(stack, block + 1) for stack, block in stacks)
+    return f"{'a model' if beyond else HIDDEN.get(hidden, 'a model')} of hidden size {hidden}"
 
 
 def _trainer(checkpoint: Checkpoint) -> str:

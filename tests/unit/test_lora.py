@@ -202,6 +202,33 @@ def test_the_size_that_it_was_made_for_is_named(read):
         )
 
 
+def sized(hidden, double, single):
+    """Shapes of a klein of this width and depth."""
+    layers = {f"double_blocks.{number}.img_attn.proj": (hidden, hidden) for number in range(double)}
+    layers |= {f"single_blocks.{number}.linear2": (hidden, 4 * hidden) for number in range(single)}
+    return {**{f"{layer}.weight": shape for layer, shape in layers.items()}, "img_in.weight": (hidden, 128)}
+
+
+NINE, FOUR = sized(4096, 8, 24), sized(3072, 5, 20)
+TOLD = {
+    "all of 9B on 4B": (4096, ("double_blocks.0.img_attn.proj", "double_blocks.5.img_attn.proj"), FOUR, "FLUX.2 [klein] 9B"),
+    "only what 4B has not": (4096, ("double_blocks.5.img_attn.proj",), FOUR, "FLUX.2 [klein] 9B"),
+    "4B on 9B": (3072, ("double_blocks.4.img_attn.proj",), NINE, "FLUX.2 [klein] 4B"),
+    "as wide as 4B and deeper": (3072, ("double_blocks.0.img_attn.proj", "double_blocks.18.img_attn.proj"), NINE, "a model"),
+    "FLUX.2 [dev]": (6144, ("double_blocks.7.img_attn.proj", "single_blocks.47.linear1"), FOUR, "FLUX.2 [dev]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_a_lora_of_another_klein_is_told_from_one_of_another_model(read, case):
+    width, modules, flow, name = TOLD[case]
+    tensors = {key: tensor for module in modules for key, tensor in pair(module, out=width, into=width).items()}
+    with pytest.raises(
+        KleinError, match=re.escape(f"is a LoRA for {name} of hidden size {width}, and this model is FLUX.2 [klein]")
+    ):
+        read(tensors, flow=flow)
+
+
 NAME = "diffusion_model.double_blocks.0.img_attn.proj"
 BROKEN = {
     "other ranks": ({**pair(), f"{NAME}.lora_B.weight": torch.zeros(64, 3)}, f"style.safetensors has {NAME} with ranks 3 and 4, expected the same: "),
