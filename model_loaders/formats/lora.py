@@ -17,7 +17,7 @@ from .codecs import dtype_name
 from .files import Checkpoint, open_checkpoint
 from .identify import FLOW_NAMES, require
 from .lora_delta import Delta
-from .lora_names import Target, foreign, locate, split, unread
+from .lora_names import LONGEST, Target, foreign, locate, split, unread
 from .table import FLOATS, FP8
 
 # The tensors of each kind; any of a group of names makes a tensor of that kind.
@@ -28,6 +28,8 @@ PAIRS = {
     "difference": ("diff",),
 }
 AGAIN = "export it from the trainer again, or download it again."
+WRAPPED = re.compile(r"^(base_model\.model\.|transformer\.|diffusion_model\.)+")  # before the names that peft's patterns know
+INTRICATE = re.compile(r"\)[*+{]|([(*+{][^(*+{]*){5}|(\?[^?]*){9}")  # of a pattern: matching it may take for ever
 LARGEST_CONFIG = 2**20  # bytes of an adapter_config.json or of its copy in a header
 
 # Hidden size -> model, beside klein's own: klein-facts.
@@ -300,8 +302,13 @@ def _scale(module: Module, kind: str, rank: int | None, config: dict) -> tuple[f
 
 
 def _pattern(pattern: dict[str, float], module: str, default: float) -> float:
-    """peft names modules by their ends."""
-    return next((value for end, value in pattern.items() if f".{module}".endswith(f".{end.removeprefix('^')}")), default)
+    """peft names modules by their ends, or by regular expressions of these."""
+    name = WRAPPED.sub("", module)
+    return next((value for key, value in pattern.items() if _expression(key).match(name)), default)
+
+
+def _expression(key: str) -> re.Pattern:
+    return re.compile(rf"(.*\.)?({key})$")
 
 
 def _configs(checkpoint: Checkpoint, path: Path) -> dict[str, dict]:
@@ -325,15 +332,19 @@ def _configs(checkpoint: Checkpoint, path: Path) -> dict[str, dict]:
             configs.setdefault(component, {"where": where})[name] = value
         for config in configs.values():
             _check_config(config)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, re.error) as error:
         raise KleinError(f"The LoRA settings {where} of {path.name} cannot be read ({error!r}): {AGAIN}") from error
     return configs
 
 
 def _check_config(config: dict) -> None:
-    """ValueError or TypeError for ranks and alphas that are none; patterns that are left out become empty ones."""
+    """ValueError, TypeError, OverflowError or re.error for what is none; patterns that are left out become empty ones."""
     for which in ("rank_pattern", "alpha_pattern"):
         config[which] = dict(config.get(which) or {})
+        for key in config[which]:
+            if len(key) > LONGEST or INTRICATE.search(key):
+                raise ValueError(f"{key[:LONGEST]!r} is too intricate a pattern")
+            _expression(key)
     given = [config[name] for name in ("r", "lora_alpha", "alpha") if config.get(name) is not None]
     for number in (*given, *config["rank_pattern"].values(), *config["alpha_pattern"].values()):
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < 2**31:

@@ -164,6 +164,9 @@ def test_alpha_is_taken_from_the_file_the_header_or_the_rank(state, read, tmp_pa
         ({"text_encoder.r": 4, "text_encoder.lora_alpha": 12}, 1),
         ({**header, "transformer.alpha_pattern": {"img_attn.proj": 2}}, 0.5),
         ({**header, "transformer.alpha_pattern": {"txt_attn.proj": 2}}, 3),
+        ({**header, "transformer.alpha_pattern": {r"double_blocks\.\d+\.img_attn\.proj": 2}}, 0.5),
+        ({**header, "transformer.alpha_pattern": {r"^double_blocks\.(0|1)\.(img|txt)_attn\.proj": 2}}, 0.5),
+        ({**header, "transformer.alpha_pattern": {r"^img_attn\.proj": 2, "mg_attn.proj": 2, "img_attn": 2}}, 3),
     ]
     for settings, want in said:
         assert scale(read(tensors, {"lora_adapter_metadata": json.dumps(settings)})) == pytest.approx(want, 1e-4)
@@ -259,7 +262,8 @@ def test_a_broken_file_is_refused_in_one_sentence(read, case):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"transformer.r": 0}', '{"transformer.r": "x"}', '{"transformer.r": 4, "transformer.lora_alpha": NaN}', '{"transformer.alpha_pattern": 3}'],
+    "text", ["{", "[]", '{"transformer.r": 0}', '{"transformer.r": "x"}', '{"transformer.r": 4, "transformer.lora_alpha": NaN}', '{"transformer.alpha_pattern": 3}',
+     *(json.dumps({"transformer.rank_pattern": {key: 3}}) for key in ("(a", "(?i)a", "a{99999999999999999999}", "(a+)+", "a*" * 5, "a?" * 9, "a" * 301))],
 )  # fmt: skip
 def test_settings_that_cannot_be_read_are_refused(read, text):
     with pytest.raises(KleinError, match="The LoRA settings in the header of style.safetensors cannot be read"):
@@ -330,7 +334,6 @@ def test_names_that_share_an_end_are_told_apart(state, read):
 
 
 def test_the_rank_is_that_of_the_matrices_whatever_settings_say(state, read):
-    """peft's patterns may be regular expressions, which are not followed."""
     settings = {"lora_adapter_metadata": json.dumps({"transformer.r": 8, "transformer.lora_alpha": 8})}
     (changes,) = read(pair(), settings).deltas["flow"].values()
     assert changes[0][0].scale == 2
