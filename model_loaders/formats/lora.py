@@ -311,16 +311,17 @@ def _expression(key: str) -> re.Pattern:
     return re.compile(rf"(.*\.)?({key})$")
 
 
+def settings_beside(path: Path) -> Path | None:
+    """The file that peft writes beside a LoRA, where there is one."""
+    beside = path.with_name("adapter_config.json")
+    return beside if path.name == "adapter_model.safetensors" and beside.is_file() else None
+
+
 def _configs(checkpoint: Checkpoint, path: Path) -> dict[str, dict]:
     """Prefix of names -> peft's settings: from diffusers' copy in the header, or the file beside."""
     text, where = checkpoint.metadata.get("lora_adapter_metadata"), "in the header"
-    beside = path.with_name("adapter_config.json")
-    if (
-        text is None
-        and path.name == "adapter_model.safetensors"
-        and beside.is_file()
-        and beside.stat().st_size <= LARGEST_CONFIG
-    ):
+    beside = settings_beside(path)
+    if text is None and beside and beside.stat().st_size <= LARGEST_CONFIG:
         text, where = beside.read_text(encoding="utf-8", errors="replace"), "in adapter_config.json"
     if text is None:
         return {}

@@ -9,6 +9,7 @@ import folder_paths
 
 from ...errors import KleinError, half_character
 from ...model_loaders.formats.files import INDEX
+from ...model_loaders.formats.lora import settings_beside
 
 TINY = Path(__file__).resolve().parents[2] / "tiny"  # comes with the pack; in its own loaders' lists only
 
@@ -59,9 +60,10 @@ def known(category: str, subfolder: str | None, name: str | None) -> bool | str:
 
 
 def stamp(category: str, name: str | None) -> str:
-    """Another text when a file of a category is another, so that a graph runs anew with it."""
+    """Another text when a file of a category, or the settings beside it, are others, so that a graph runs anew with them."""
     path = folder_paths.get_full_path(category, name) if isinstance(name, str) else None
-    return f"{name} {os.stat(path).st_mtime_ns}" if path else str(name)
+    files = filter(None, (path, settings_beside(Path(path)))) if path else ()
+    return " ".join([str(name), *(str(os.stat(file).st_mtime_ns) for file in files)])
 
 
 def _gguf(category: str) -> list[str]:

@@ -1,5 +1,7 @@
 """The patches of Klein LoRA Loader in this process, as the host loads, offloads and calls them; quantised weights."""
 
+import os
+
 import pytest
 import torch
 
@@ -195,6 +197,21 @@ def test_at_strength_0_not_even_the_file_is_looked_at(tmp_path, state, lora_file
         assert got[0] is model and got[1] is given and got[2] == "absent.safetensors: strength 0, nothing is changed"
     assert module.attach(model, clip, lora_file(), 1.0, 0.0)[1] is clip
     assert module.attach(model, clip, lora_file(), 0.0, 1.0)[0] is model
+
+
+def test_a_graph_runs_anew_when_the_settings_beside_a_peft_lora_are_others(tmp_path, monkeypatch):
+    files = inprocess.import_adapter("files")
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_full_path", lambda category, name: str(tmp_path / name))
+    (tmp_path / "adapter_model.safetensors").touch()
+    settings, stamps = tmp_path / "adapter_config.json", []
+    for time in (None, 1, 2, 2):
+        if time:
+            settings.touch()
+            os.utime(settings, (time, time))
+        stamps.append(files.stamp("loras", "adapter_model.safetensors"))
+    assert len({*stamps}) == 3 and stamps[2] == stamps[3]
 
 
 def test_a_dora_after_the_hosts_own_patches_is_of_the_models_own_weight(tmp_path, state, lora_file):
