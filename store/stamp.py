@@ -79,11 +79,11 @@ def _content(path: Path, spans: tuple[tuple[int, int], ...]) -> str:
     return found.hexdigest()
 
 
-def _safetensors(path: Path, file: BinaryIO) -> tuple[bytes, list[tuple[int, int]]]:
+def _safetensors(path: Path, file: BinaryIO) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     """The header, and the first and last bytes of tensors in the file."""
     length = int.from_bytes(file.read(8), "little")
     if length > LONGEST_HEADER:
         raise ValueError(f"{path.name} is not safetensors")
     header = file.read(length)
     places = [each["data_offsets"] for name, each in json.loads(header).items() if name != "__metadata__"]
-    return header, [(8 + length + start, 8 + length + end) for start, end in sorted(places)]
+    return header, tuple((8 + length + start, 8 + length + end) for start, end in sorted(places))
