@@ -1,10 +1,9 @@
-"""The agents' HTTP beside stand-ins for the host's modules."""
+"""The agents' HTTP in this process, with ComfyUI's modules and no running server: what cannot be brought about from outside."""
 
 import asyncio
 import importlib
 import json
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,24 +18,20 @@ from PIL import Image
 from klein.serving.fields import Field
 from klein.serving.refused import Refused
 from klein.serving.settings import Settings
+from tools import inprocess, provision
 
 
 @pytest.fixture(scope="module")
 def serving():
-    """serving("job"): that module of ours; what is imported for it is forgotten afterwards, as no host stands behind it."""
-    before, server = set(sys.modules), SimpleNamespace(sockets={})
+    """serving("job"): that module of ours."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "execution", SimpleNamespace())
-        patch.setitem(sys.modules, "folder_paths", SimpleNamespace())
-        patch.setitem(sys.modules, "nodes", SimpleNamespace())
-        types = SimpleNamespace(PREVIEW_IMAGE=1)
-        patch.setitem(
-            sys.modules, "server", SimpleNamespace(BinaryEventTypes=types, PromptServer=SimpleNamespace(instance=server))
-        )
+        patch.syspath_prepend(provision.comfyui())  # before the pack's own folder of that name: nodes
+        inprocess.import_adapter("settings")
+        importlib.import_module("utils.install_util")  # before nodes, which puts a module of that name in front
+        import server
+
+        patch.setattr(server.PromptServer, "instance", SimpleNamespace(sockets={}), raising=False)
         yield lambda name: importlib.import_module(f"klein.serving.{name}")
-        for name in set(sys.modules) - before:
-            if name.startswith("klein.serving."):
-                del sys.modules[name]
 
 
 @pytest.mark.parametrize(
