@@ -75,11 +75,12 @@ def add_beside(out: Tensor, x: Tensor, terms: tuple[Term, ...]) -> Tensor:
     return out
 
 
-def apply(weight: Tensor, terms: tuple[Term, ...]) -> Tensor:
+def apply(weight: Tensor, terms: tuple[Term, ...], before: Tensor | None = None) -> Tensor:
     """Add the sum of several LoRAs to a weight in place, each taken of the weight as it was before: their order does not
     matter. Summed in float32."""
     asks = any("magnitude" in delta.parts for _, delta, _ in terms)  # whether what is added depends on the weight
-    before = weight.clone() if asks and len(terms) > 1 else weight
+    if before is None:
+        before = weight.clone() if asks and len(terms) > 1 else weight
     for strength, delta, tensors in terms:
         start, length = delta.rows or (0, weight.shape[0])
         added = change(before[start : start + length], delta, tensors)

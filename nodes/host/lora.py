@@ -80,16 +80,18 @@ class WithLoras(torch.Tensor):
 
 
 class CallTime:
-    """A weight wrapper of the host: called with a layer's weight when the layer is. Tensors are kept where the layer computes."""
+    """A weight wrapper of the host: called with a layer's weight when the layer is. Tensors are kept where the layer computes.
+    of_own: whether it asks packed layers for their weight without the host's patches, which a DoRA is of; not after a merge."""
 
-    def __init__(self, terms: tuple[Term, ...]):
+    def __init__(self, terms: tuple[Term, ...], merged: bool = False):
         self.terms, self.moved = terms, terms
+        self.of_own = not merged and any("magnitude" in delta.parts for _, delta, _ in terms)
 
-    def __call__(self, weight):
+    def __call__(self, weight, own=None):
         weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
         if weight.dtype not in DENSE:
             return apply(weight.float(), self.moved).to(weight.dtype)
-        weight = apply(weight, tuple(term for term in self.moved if not is_beside(term[1]))).as_subclass(WithLoras)
+        weight = apply(weight, tuple(term for term in self.moved if not is_beside(term[1])), own).as_subclass(WithLoras)
         weight.terms = tuple(term for term in self.moved if is_beside(term[1]))
         return weight
 
@@ -163,7 +165,7 @@ def _patch(patcher, weights, deltas, strength: float) -> int:
             wrappers = patcher.weight_wrapper_patches.get(key, [])
             earlier = tuple(term for each in wrappers if isinstance(each, CallTime) for term in each.terms)
             others = [each for each in wrappers if not isinstance(each, CallTime)]
-            wrapper = CallTime(earlier + terms)
+            wrapper = CallTime(earlier + terms, any(patch[2] != 1 for patch in patcher.patches.get(key, [])))
             patcher.add_weight_wrapper(key, wrapper)
             patcher.weight_wrapper_patches[key] = [wrapper, *others]
             if isinstance(patcher.model, KleinModel):

@@ -23,6 +23,7 @@ class Packed(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         super().__init__()
         self.codec, self.columns = codec, columns
         self.weight = torch.nn.Parameter(torch.empty(rows, codec.row(columns), dtype=torch.uint8, device="meta"), False)
+        self.own: torch.Tensor | None = None  # the packed weight while a patched one stands in its place, as the host's backup
         self.bias = None
         self.weight_function: list = []
         self.bias_function: list = []
@@ -31,9 +32,18 @@ class Packed(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         """The whole weight, with what the host adds to it."""
         copied = comfy.model_management.device_supports_non_blocking(device)
         weight = self._numbers(comfy.model_management.cast_to(self.weight, None, device, non_blocking=copied), dtype)
-        for function in self.weight_function:
-            weight = function(weight)
+        if self.own is not None and self.weight.dtype == torch.uint8:
+            self.own = None
+        for place, function in enumerate(self.weight_function):
+            patched = place > 0 or self.weight.dtype != torch.uint8
+            more = (self._unpatched(device),) if patched and getattr(function, "of_own", False) else ()
+            weight = function(weight, *more)
         return weight
+
+    def _unpatched(self, device: torch.device) -> torch.Tensor | None:
+        """The whole weight without what the host adds to it, float32."""
+        rows = self.weight if self.weight.dtype == torch.uint8 else self.own
+        return None if rows is None else self.codec.dense(rows.to(device), torch.float32)
 
     def _numbers(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A tensor of its own where functions may change it in place: not the parameter, which would keep what they add."""
@@ -55,6 +65,8 @@ class Packed(torch.nn.Module, comfy.ops.CastWeightBiasOp):
                 f"A LoRA that comes over hooks cannot change weights that stay packed as {self.codec.name}: use a LoRA loader without "
                 f"hooks, or a bf16 file of this model."
             )
+        if self.weight.dtype == torch.uint8:
+            self.own = self.weight.detach().cpu()
         self.weight = torch.nn.Parameter(weight.to(patched_dtype(weight.device)), requires_grad=False)
 
 

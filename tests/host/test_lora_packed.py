@@ -64,6 +64,30 @@ def output(patcher, x: torch.Tensor) -> torch.Tensor:
     return out.double()
 
 
+@pytest.mark.parametrize("first", ["the host's", "ours"])
+@pytest.mark.parametrize("memory", [None, 1])
+def test_a_dora_beside_the_hosts_own_patches_is_of_the_models_own_weight(tmp_path, first, memory):
+    generator = torch.Generator().manual_seed(4)
+    path, by_hand = gguf(tmp_path, "Q8_0")
+    magnitude = 1 + torch.rand(256, 1, generator=generator)
+    tensors = {**written("kohya", STATE)[0], f"lora_unet_{LAYER.replace('.', '_')}.dora_scale": magnitude}
+    file = small.save(tensors, tmp_path / "style.safetensors")
+    extra = torch.randn(256, 256, generator=generator) / 16
+    flow, lora = inprocess.import_adapter("flow"), inprocess.import_adapter("lora")
+    want = merged(by_hand, read_lora(file, shapes(STATE)))
+    want[f"{LAYER}.weight"] = want[f"{LAYER}.weight"] + extra
+    want = velocity(flow.load_model(small.save(want, tmp_path / "merged.safetensors")))
+    model = flow.load_model(path)
+    plain, changed = velocity(model), model.clone()
+    for who in (first, "ours" if first == "the host's" else "the host's"):
+        if who == "ours":
+            changed, *_ = lora.attach(changed, None, file, 1.0, 1.0)
+        else:
+            changed.add_patches({f"diffusion_model.{LAYER}.weight": (extra,)}, 1.0)
+    assert relative(velocity(changed, memory), want) < 1e-5
+    assert torch.equal(velocity(model), plain)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["LoHa", "difference"])
 def test_after_the_hosts_own_lora_it_is_added_once_however_often_the_layer_is_called(tmp_path, kind):
