@@ -18,10 +18,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def oracle():
+def oracle(tmp_path_factory):
     """The diffusers pipeline with the weights of the float32 files."""
-    flow = small.flow_oracle(small.flow_state(**small.FLOW))
-    return small.pipeline(flow, small.encoder_oracle(**small.ENCODER), None, small.vae_oracle())
+    flow, folder = small.flow_oracle(small.flow_state(**small.FLOW)), tmp_path_factory.mktemp("tokenizer")
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer" / name).read_bytes())
+    return small.pipeline(flow, small.encoder_oracle(**small.ENCODER), small.tokenizer_oracle(folder), small.vae_oracle())
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +33,6 @@ def comfy(tmp_path_factory, oracle):
     small.released_files(models)
     small.save(small.flow_state(**small.FLOW), models / "diffusion_models" / FLOW)
     small.save(small.encoder_state(oracle.text_encoder), models / "text_encoders" / ENCODER)
-    tokenizer = tmp_path_factory.mktemp("tokenizer")
-    for name in ("vocab.json", "merges.txt"):
-        (tokenizer / name).write_bytes((provision.comfyui() / "comfy/text_encoders/qwen25_tokenizer" / name).read_bytes())
-    oracle.register_modules(tokenizer=small.tokenizer_oracle(tokenizer))
     server = Server(base, "--use-pytorch-cross-attention", "--preview-method", "latent2rgb").start()
     yield server
     server.stop()

@@ -4,6 +4,8 @@ against the dense model that comfy-kitchen reads.
 Tolerance 1e-5 in float32: weights that agree within 5e-7 (unit/test_scaled.py), and sums in another order.
 """
 
+import shutil
+
 import pytest
 import torch
 
@@ -75,7 +77,10 @@ def test_a_file_with_several_formats_keeps_each(tmp_path):
     assert relative(got, want) < EXACT
 
 
-@pytest.mark.parametrize("form", ["nvfp4", "int8 by row"])
+ENCODERS = ["nvfp4", "int8 by row"]
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.long] * (form not in ENCODERS)) for form in FORMATS])
 @torch.no_grad()
 def test_an_encoder_with_its_embedding(tmp_path, oracle, form):
     model = small.encoder_oracle(**WIDE)
@@ -85,6 +90,47 @@ def test_an_encoder_with_its_embedding(tmp_path, oracle, form):
     model.load_state_dict(by_hand, strict=False)
     assert relative(got, oracle._get_qwen3_prompt_embeds(model, oracle.tokenizer, "a cat")) < EXACT
     assert clip.cond_stage_model.get_submodule("qwen3").transformer.model.embed_tokens.weight.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@torch.no_grad()
+def test_in_bf16_a_velocity_is_that_of_the_dense_weights(tmp_path, form):
+    """4e-3, half a unit in the last place of bf16: the same products of weights that were rounded once."""
+    found = []
+    for number, state in enumerate(state_of({name: tensor.bfloat16() for name, tensor in FLOW.items()}, form, blocks)):
+        state = {name: tensor.bfloat16() if number else tensor for name, tensor in state.items()}
+        hosted = inprocess.hosted_flow(small.save(state, tmp_path / f"flow{number}.safetensors"))
+        text = torch.randn(1, 64, small.FLOW["context"], generator=torch.Generator().manual_seed(2))
+        found.append(hosted(comfy_noise(1).bfloat16(), torch.tensor([0.5]), text.bfloat16()))
+    assert found[0].dtype == torch.bfloat16 and relative(*(each.float() for each in found)) < 4e-3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@torch.no_grad()
+def test_partly_offloaded_weights_are_made_dense_when_they_are_used(tmp_path, form):
+    """As the host does on a card that is too small: nothing is loaded."""
+    tensors, by_hand = state_of(FLOW, form, blocks)
+    model = inprocess.import_adapter("flow").load_model(small.save(tensors, tmp_path / "flow.safetensors"))
+    model.load(model.load_device, lowvram_model_memory=1)
+    x, text = comfy_noise(1), torch.randn(1, 64, small.FLOW["context"], generator=torch.Generator().manual_seed(2))
+    got = model.model.diffusion_model(x, torch.tensor([0.5]), text)
+    assert relative(got, small.velocity(small.flow_oracle(by_hand), x, torch.tensor([0.5]), text)) < EXACT
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.long] * (form != "nvfp4")) for form in FORMATS])
+def test_a_model_that_core_saves_loads_again_and_paints_the_same(comfy, graph, form):
+    """1e-6: the same weights lie at other places in the file, and where they are aligned otherwise sums take another order."""
+    tensors, _ = state_of(FLOW, form, blocks)
+    small.save(tensors, comfy.base / f"models/diffusion_models/before {form}.safetensors")
+    graph.without_image().flow["flow_name"] = f"before {form}.safetensors"
+    got = graph.latents()
+    save = graph.new("ModelSave", model=graph.model, filename_prefix=f"saved/{form}")[0]
+    comfy.run({name: graph[name] for name in (save, graph.model[0])})
+    del graph[save]
+    (saved,) = (comfy.base / "output/saved").glob(f"{form}*.safetensors")
+    shutil.move(saved, comfy.base / f"models/diffusion_models/after {form}.safetensors")
+    graph.flow["flow_name"] = f"after {form}.safetensors"
+    assert relative(graph.latents(), got) < 1e-6
 
 
 def test_the_log_says_what_packed_weights_cost(tmp_path, caplog):
