@@ -11,6 +11,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -350,6 +351,28 @@ def test_what_is_asked_for_in_memory_is_the_last_to_go_from_the_folder(tmp_path)
     store.put(key(2000), {"a": torch.zeros(1)}, "a test")
     left = Disk(tmp_path, MOST)
     assert left.get(key(1)) and not left.get(key(2))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "klein", tmp_path], capture_output=True)
+    if done.returncode:
+        pytest.skip("only root may mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_on_a_full_disk_nothing_is_half_written_and_all_is_right_that_is_there(small_disk):
+    disk = Disk(small_disk, 2**30)
+    written = [disk.put(key(number), value(number), "a test") for number in range(60)]
+    assert any(written) and not all(written)
+    for number, there in enumerate(written):
+        got = disk.get(key(number))
+        assert same(got, value(number)) if there else got is None
+    assert not list(small_disk.glob("*.tmp"))
+    disk.clear()
+    assert disk.put(key(1), value(1), "a test") and same(disk.get(key(1)), value(1))
 
 
 def test_a_folder_without_locks_is_not_waited_for(tmp_path, monkeypatch):
