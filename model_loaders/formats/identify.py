@@ -39,16 +39,18 @@ ENCODER_NAMES = {4096: "Qwen3-8B", 2560: "Qwen3-4B"}
 ENCODER_FILES = {4096: "qwen_3_8b_fp8mixed.safetensors", 2560: "qwen_3_4b.safetensors"}
 
 
-# flux-3-klein, FLUX.3 [klein], flux3.safetensors; not flux-3d-style-klein, flux-30steps-klein, flux-3-steps.
+# flux-3-klein, FLUX.3 [klein] anywhere; flux3.safetensors, flux-3-9b where the name begins so; not flux-3d-style-klein,
+# flux-30steps-klein, flux-3-steps, portrait_flux_3, klein_flux3_9b.
 FLUX3 = re.compile(
-    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?([-_. \[]+(klein|dev|pro|max|base|schnell|\d+b)(?![a-z])|\.(safetensors|gguf)$|$)"
+    r"(?<![a-z0-9])flux[-_. ]?3(\.\d+)?[-_. \[]+(klein|dev|pro|max|base|schnell)(?![a-z])"
+    r"|^flux[-_. ]?3(\.\d+)?([-_. \[]+\d+b(?![a-z])|\.(safetensors|gguf)$|$)"
 )
 
 
 def identify(checkpoint: Checkpoint) -> Kind:
     """The kind of a checkpoint, from names and shapes alone."""
     names = checkpoint.shapes
-    for kind in (_lora, _flux2, _language_model, _vae, _others, _named):
+    for kind in (_named, _lora, _flux2, _language_model, _vae, _others):
         found = kind(checkpoint, names)
         if found:
             return found
@@ -73,6 +75,12 @@ def encoder_for(width: int) -> str:
     if size == 5120:
         return "Mistral 24B (the encoder of FLUX.2 [dev])"
     return f"a Qwen3 encoder of hidden size {size}"
+
+
+def _named(checkpoint, names):
+    # The tensor names of FLUX 3 are not published: its files are known by name only.
+    if FLUX3.search(checkpoint.path.name.lower()):
+        return Kind("other", "a FLUX 3 model by its name, another architecture", LOAD_CORE)
 
 
 def _lora(checkpoint, names):
@@ -144,10 +152,3 @@ def _others(checkpoint, names):
     for ends, text in OTHERS:
         if any(name.endswith(ends) for name in names):
             return Kind("other", text, LOAD_CORE)
-
-
-def _named(checkpoint, names):
-    # The tensor names of FLUX 3 are not published: what holds none that is known may be one by its name. Of what is known a name
-    # says nothing: style-flux-3.safetensors is a LoRA for klein.
-    if FLUX3.search(checkpoint.path.name.lower()):
-        return Kind("other", "a FLUX 3 model by its name, another architecture", LOAD_CORE)
