@@ -120,7 +120,7 @@ def test_the_influence_of_a_reference_rises_with_its_strength(comfy, count, cach
     rng, influence = random.Random(35), []
     shown = [world.unseen_scene(rng, 1) for _ in range(count)]
     prompts = [f"a {rng.choice(world.SHAPES)}" for _ in shown]
-    for strength in (0.0, 1.0, 4.0):
+    for strength in (0.0, 0.5, 1.0, 4.0):
         tasks = [world.Task(prompt, (scene,), scene, "text", 1) for prompt, scene in zip(prompts, shown)]
         images = paint(comfy, tasks, cache=cache, strength=strength)
         influence.append(np.mean([taken(image, scene) for image, scene in zip(images, shown)]))
