@@ -166,12 +166,13 @@ def store(image: Image.Image, settings: Settings) -> Stored:
 def make_room(folder: Path, settings: Settings) -> None:
     """Drops what a crash has left half written, and what was not asked for of late, the longest first; none that a request may
     still wait for."""
-    files = sorted((file.stat().st_mtime, file) for kind in ("*.png", "*.part") for file in folder.glob(kind))
-    total = sum(file.stat().st_size for _, file in files)
-    for asked, file in files:
+    found = [(file, file.stat()) for kind in ("*.png", "*.part") for file in folder.glob(kind)]
+    files = sorted((status.st_mtime, status.st_size, file) for file, status in found)
+    total = sum(size for _, size, _ in files)
+    for asked, size, file in files:
         age = time.time() - asked
         if age > WRITING if file.suffix == ".part" else total > settings.store and age > settings.seconds:
-            total -= file.stat().st_size
+            total -= size
             file.unlink()
     if total > settings.store:
         raise Refused(

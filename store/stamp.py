@@ -43,19 +43,23 @@ def source(files: Iterable[Path], spans: dict[Path, list[tuple[int, int]]] | Non
 def stamp(of: Source, store: Store) -> str | None:
     """64 hex digits of the content; None where a file is no longer as it was, or is neither safetensors nor known by its spans."""
     try:
-        if tuple(map(_identity, of.files)) != of.identities:
+        if _changed(of):
             return None
         key = digest("stamp", identities=of.identities)
         known = store.get(key)
         if known is not None:
             return bytes(known["stamp"].tolist()).decode()
         found = digest("content", files=[_content(*each) for each in zip(of.files, of.spans)])
-        if tuple(map(_identity, of.files)) != of.identities:
+        if _changed(of):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     store.put(key, {"stamp": torch.tensor(list(found.encode()), dtype=torch.uint8)}, f"stamp of {of.files[0].name}")
     return found
+
+
+def _changed(of: Source) -> bool:
+    return tuple(map(_identity, of.files)) != of.identities
 
 
 def _identity(path: Path) -> tuple:

@@ -24,7 +24,7 @@ from .vae import LOADED, SOURCE, structure
 MOST = 10  # references of one image
 KEPT_LATENTS = 64 * 2**20  # bytes of encoded references kept for each VAE: 2 MB each at a megapixel
 
-_latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digest of pixels -> latent
+_latents: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # the VAE's module -> digests of it and of pixels -> latent
 
 
 def combine(positive, negative, vae, images: dict, references, sizing, max_megapixels, width, height, batch_size, ours=False):
@@ -109,22 +109,21 @@ def encode(vae, image: torch.Tensor) -> torch.Tensor:
     one of the same file has."""
     kept = _latents.setdefault(vae.first_stage_model, OrderedDict())
     pixels = image.cpu().contiguous()
-    digest = f"{structure(vae.first_stage_model)} {content({'pixels': pixels})}"
-    if digest not in kept:
-        kept[digest] = _stored(vae, image, digest)
+    layers, digest = structure(vae.first_stage_model), content({"pixels": pixels})
+    if (layers, digest) not in kept:
+        kept[layers, digest] = _stored(vae, image, layers, digest)
         while len(kept) > 1 and sum(latent.nbytes for latent in kept.values()) > KEPT_LATENTS:
             kept.popitem(last=False)
-    kept.move_to_end(digest)
-    return kept[digest]
+    kept.move_to_end((layers, digest))
+    return kept[layers, digest]
 
 
-def _stored(vae, image: torch.Tensor, digest: str) -> torch.Tensor:
+def _stored(vae, image: torch.Tensor, layers: str, digest: str) -> torch.Tensor:
     """By a VAE of Klein VAE Loader that nothing has patched or changed; others encode anew in each life of the server."""
     model = vae.first_stage_model
     of = getattr(model, SOURCE, None)
-    untouched = of is not None and not (vae.patcher.patches or vae.patcher.object_patches)
-    untouched = untouched and getattr(model, LOADED) == structure(model)
-    key = key_of("latent", of, vae.device, dtype=str(vae.vae_dtype), pixels=digest) if untouched else None
+    touched = vae.patcher.patches or vae.patcher.object_patches or getattr(model, LOADED, None) != layers
+    key = None if touched else key_of("latent", of, vae.device, dtype=str(vae.vae_dtype), pixels=digest)
     known = store().get(key) if key else None
     if known:
         return known["latent"].to(comfy.model_management.intermediate_device())

@@ -233,15 +233,11 @@ def _key(clip, tokens: dict) -> str | None:
     encoder, patcher = clip.cond_stage_model, clip.patcher
     if not isinstance(encoder, HostedEncoder) or tokens.keys() != {encoder.clip_name}:
         return None
-    touched = patcher.hook_patches or patcher.forced_hooks or patcher.injections
+    hooked = patcher.hook_patches or patcher.forced_hooks or clip.apply_hooks_to_conds or clip.use_clip_schedule
+    if hooked or patcher.injections or patcher.object_patches.keys() - {CAST}:
+        return None
     patches = patches_of(patcher)
-    if (
-        touched
-        or patches is None
-        or patcher.object_patches.keys() - {CAST}
-        or clip.apply_hooks_to_conds
-        or clip.use_clip_schedule
-    ):
+    if patches is None:
         return None
     ids, mask = window([[token[0] for token in row] for row in tokens[encoder.clip_name]], encoder.pad)
     made_with = {

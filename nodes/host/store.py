@@ -41,8 +41,8 @@ def described() -> str:
 
 
 def key(kind: str, of: Source | None, device: torch.device, **parts: object) -> str | None:
-    """Of a value that a model's file decides, on a device, with this torch and this ComfyUI; None where the file can no longer be told,
-    and so nothing may be kept."""
+    """Of a value that a model's file decides, on a device, with this torch and this ComfyUI; None where the file can no longer
+    be told, and so nothing may be kept."""
     made_by = None if of is None else stamp(of, store())
     if made_by is None:
         return None
