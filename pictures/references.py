@@ -62,6 +62,8 @@ def pictures(image: Tensor) -> list[Tensor]:
         raise KleinError(
             f"The reference is a tensor of {shape}, expected pictures x height x width x 1 to 4 colours: connect an IMAGE."
         )
+    if not image.isfinite().all():
+        raise KleinError("A picture holds NaN or infinity, expected colours from 0 to 1: change the node that made it.")
     return list(image.float().split(1))
 
 

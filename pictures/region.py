@@ -73,7 +73,7 @@ def region(
 ) -> Region:
     """The region of a picture (1, h, w, C) that a mode of Klein Edit paints. margins: pixels added at the left, top, right
     and bottom. KleinError for what cannot be painted."""
-    image = colours(image) if image.shape[-1] < 3 else image
+    image = (colours(image) if image.shape[-1] < 3 else image).cpu()  # --gpu-only decodes to the GPU
     height, width = image.shape[1:3]
     mask = chosen(mask, (width, height))
     if mode != "outpaint":
@@ -89,11 +89,9 @@ def region(
     if mask is not None:
         mask = grown(mask, grow)
     if mask is None or mode == "edit" or context == WHOLE:
-        box, size = (0, 0, width, height), fit((width, height), "exact", max_megapixels).size
+        box, size = (0, 0, width, height), whole((width, height), max_megapixels)
     else:
         box, size = layout(bounds(mask), (width, height), context, max_megapixels)
-    if max(size) > LARGEST:
-        raise KleinError(f"The region would be {size[0]}x{size[1]}, expected {LARGEST} a side at most: lower max_megapixels.")
     return Region(image, box, size, mask, feather)
 
 
@@ -103,7 +101,9 @@ def chosen(mask: Tensor | None, picture: Size) -> Tensor | None:
         return None
     if mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
         shape = "x".join(map(str, mask.shape))
-        raise KleinError(f"The mask is a tensor of {shape} or holds NaN, expected masks x height x width: connect a MASK.")
+        raise KleinError(
+            f"The mask is a tensor of {shape} or holds NaN or infinity, expected masks x height x width: connect a MASK."
+        )
     painted = (mask.reshape(-1, *mask.shape[-2:]) >= 0.5).any(dim=0).cpu()
     if not painted.any():  # Load Image gives one of 64x64 for a picture without alpha
         return None
@@ -116,14 +116,27 @@ def chosen(mask: Tensor | None, picture: Size) -> Tensor | None:
 
 
 def extended(image: Tensor, mask: Tensor | None, margins: tuple[int, int, int, int]) -> tuple[Tensor, Tensor | None]:
-    """A picture (1, h, w, C) with margins of its nearest pixels, and the mask, which then covers them too."""
+    """A picture (1, h, w, C) with margins of its nearest pixels, where nothing is transparent, and the mask, which then
+    covers them too."""
     if not any(margins):
         return image, mask
     left, top, right, bottom = margins
     sides = (left, right, top, bottom)
     planes = F.pad(rearrange(image, "b h w c -> b c h w"), sides, mode="replicate")
-    mask = torch.zeros(image.shape[1:3], dtype=torch.bool) if mask is None else mask
-    return rearrange(planes, "b c h w -> b h w c"), F.pad(mask, sides, value=True)
+    added = F.pad(torch.zeros(image.shape[1:3], dtype=torch.bool), sides, value=True)
+    planes[:, 3:, added] = 1
+    return rearrange(planes, "b c h w -> b h w c"), added if mask is None else F.pad(mask, sides, value=True)
+
+
+def whole(picture: Size, max_megapixels: float) -> Size:
+    """The size of a whole picture on its canvas: a reference's, but never above the limit, which rounding to the grid may
+    pass by 2 % there."""
+    limit = max_megapixels
+    while True:
+        size = fit(picture, "exact", limit).size
+        if size[0] * size[1] <= max_megapixels * MEGAPIXEL or max(size) == GRID:
+            return size
+        limit *= 0.99
 
 
 def layout(inner: Box, picture: Size, context: float, max_megapixels: float) -> tuple[Box, Size]:
@@ -131,30 +144,33 @@ def layout(inner: Box, picture: Size, context: float, max_megapixels: float) -> 
     that it is scaled to: one factor for both sides, above 1 (at most MOST) for a box of less than ENOUGH megapixels.
 
     The box is made larger until it is the canvas scaled back, to the nearest pixel; only where the picture ends before
-    that, the two factors differ, by half a grid step at most.
+    that, the two factors differ, by half a grid step at most (by one where half would enlarge it more than MOST times).
     """
     limit = max_megapixels * MEGAPIXEL
     enough = min(ENOUGH * MEGAPIXEL, limit)
     margin = context * max(inner[2] - inner[0], inner[3] - inner[1])
-    seen = [(max(inner[axis] - margin, 0), min(inner[axis + 2] + margin, whole)) for axis, whole in enumerate(picture)]
-    sides = [min(max(last - first, math.sqrt(enough) / MOST), whole) for (first, last), whole in zip(seen, picture)]
+    seen = [(max(inner[axis] - margin, 0), min(inner[axis + 2] + margin, length)) for axis, length in enumerate(picture)]
+    sides = [min(max(last - first, math.sqrt(enough) / MOST), length) for (first, last), length in zip(seen, picture)]
     area = sides[0] * sides[1]
     factor = min(math.sqrt(limit / area), 1.0) if area >= enough else min(math.sqrt(enough / area), MOST)
     while True:
-        laid = [span(side, whole, factor) for side, whole in zip(sides, picture)]
+        laid = [span(side, length, factor) for side, length in zip(sides, picture)]
         size = laid[0][1], laid[1][1]
-        if size[0] * size[1] <= limit or max(size) == GRID:
+        if (size[0] * size[1] <= limit and max(size) <= LARGEST) or max(size) == GRID:
             break
         factor *= 0.99
     left, top = (
-        min(max(round((first + last - length) / 2), 0), whole - length)
-        for (first, last), (length, _), whole in zip(seen, laid, picture)
+        min(max(round((first + last - side) / 2), 0), length - side)
+        for (first, last), (side, _), length in zip(seen, laid, picture)
     )
     return (left, top, left + laid[0][0], top + laid[1][0]), size
 
 
-def span(side: float, whole: int, factor: float) -> tuple[int, int]:
+def span(side: float, length: int, factor: float) -> tuple[int, int]:
     """(pixels of the picture, at least `side`; pixels of the canvas, on the grid) along one axis of a picture that is
-    `whole` pixels long."""
+    `length` pixels long."""
     made = math.ceil(side * factor / GRID) * GRID
-    return (round(made / factor), made) if made / factor <= whole else (whole, on_grid(whole * factor))
+    if made / factor <= length:
+        return round(made / factor), made
+    most = max(MOST * length // GRID, 1) * GRID
+    return length, min(on_grid(length * factor), most)

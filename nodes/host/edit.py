@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import KleinError
-from ...pictures.paste import described
+from ...pictures.paste import described, percent
 from ...pictures.references import SOCKETS, Reference, gaps, pictures
 from ...pictures.region import WHOLE, Region, region
 from ...pictures.sizing import Canvas, fit
@@ -38,17 +38,27 @@ def edit(
     warnings = [] if mode == "replace" else gaps(images, first, OTHERS)
     if mode != "outpaint" and any(margins):
         warnings.append(f"left, top, right and bottom count in outpaint only, not in {mode}")
-    positive, negative, lines = join(positive, negative, vae, others, canvases, area.size, warnings, ours)
-
-    encoded = encode(vae, pixels)
-    latent = {"samples": encoded.repeat(batch_size, 1, 1, 1)}
+    latent = {}
     if mode != "edit":
         latent["noise_mask"] = area.painted()
+        warnings += faint(latent["noise_mask"])
+    positive, negative, lines = join(positive, negative, vae, others, canvases, area.size, warnings, ours)
+    latent["samples"] = encode(vae, pixels).repeat(batch_size, 1, 1, 1)
     return positive, negative, latent, area, "\n".join([*said(area, mask, mode, images, first), lines])
 
 
 def as_it_is(area: Region) -> Canvas:
     return Canvas(area.size, area.size, (0, 0), area.size)
+
+
+def faint(painted) -> list[str]:
+    """A warning where no token (1, 1, H/16, W/16) is painted by half: the rest of each is the source."""
+    most = float(painted.max())
+    if most >= 0.5:
+        return []
+    return [
+        f"the mask is so thin here that at most {percent(most)} of the new shows in any token of 16x16: raise grow or lower context"
+    ]
 
 
 def said(area: Region, mask, mode: str, images: dict, first: int) -> list[str]:

@@ -35,6 +35,11 @@ def sample(
         raise KleinError("The latent holds NaN or infinity, expected numbers: change the node that made it.")
     if sigmas is not None and not (sigmas.ndim == 1 and sigmas.isfinite().all()):
         raise KleinError("The sigmas are not a row of finite numbers: connect those of a scheduler, or none.")
+    if sigmas is not None and not (sigmas[:-1] > 0).all():
+        raise KleinError("The sigmas hold 0 or less before their end, where no step can begin: end them with one 0.")
+    mask = latent.get("noise_mask")
+    if mask is not None and not mask.isfinite().all():
+        raise KleinError("The noise mask holds NaN or infinity, expected shares from 0 to 1: change the node that made it.")
     check_guidance(cfg, negative is not None)
     for conditioning in (positive, negative or []):
         for text, values in conditioning:
@@ -57,7 +62,7 @@ def sample(
         samples,
         comfy.samplers.KSAMPLER(_euler),
         sigmas,
-        denoise_mask=latent.get("noise_mask"),
+        denoise_mask=None if mask is None else mask.float(),
         callback=latent_preview.prepare_callback(model, ran),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,

@@ -111,6 +111,27 @@ def test_a_latent_or_sigmas_that_are_no_numbers_are_refused(nodes, value):
     assert refused(nodes, "KleinDistilledSampler", sigmas=torch.tensor([1.0, value])) == (
         "The sigmas are not a row of finite numbers: connect those of a scheduler, or none."
     )
+    mask = torch.full((1, 1, 2, 2), value)
+    assert refused(nodes, "KleinDistilledSampler", latent_image={"samples": torch.zeros(1, 128, 2, 2), "noise_mask": mask}) == (
+        "The noise mask holds NaN or infinity, expected shares from 0 to 1: change the node that made it."
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("node, name", [("KleinReference", "image"), ("KleinMultiReference", "image_2")])
+def test_a_picture_that_holds_no_numbers_is_refused(nodes, node, name, value):
+    image = torch.rand(2, 32, 32, 3)
+    image[1, 31, 31, 2] = value
+    assert refused(nodes, node, **{name: image}) == (
+        "A picture holds NaN or infinity, expected colours from 0 to 1: change the node that made it."
+    )
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 0.0, 0.0], [0.0, 0.5], [1.0, -0.5, 0.0]])
+def test_sigmas_at_which_no_step_can_begin_are_refused(nodes, sigmas):
+    assert refused(nodes, "KleinDistilledSampler", sigmas=torch.tensor(sigmas)) == (
+        "The sigmas hold 0 or less before their end, where no step can begin: end them with one 0."
+    )
 
 
 def test_a_reference_latent_without_pixels_is_refused(tmp_path):

@@ -31,7 +31,11 @@ def edit(graph, comfy):
                 destination=graph.new("SolidMask", value=0.0, width=mask.shape[1], height=mask.shape[0]),
                 source=graph.new("SolidMask", value=1.0, width=int(right - left), height=int(bottom - top)),
             )  # fmt: skip
+        if settings.pop("batch", 1) == 2:
+            source = graph.new("ImageBatch", image1=source, image2=source)
         vae = graph.new("KleinVAELoader", **graph.vae)
+        if "mask_of" in settings:
+            settings["mask"] = settings.pop("mask_of")
         values = {"mode": "repaint", "context": -1.0, "grow": 0, "feather": 0, **settings}
         number = graph.new("KleinEdit", positive=graph.positive, vae=vae, image=source, **values)[0]
         edit.vae, edit.source, edit.mask = vae, source, settings.get("mask")
@@ -39,6 +43,11 @@ def edit(graph, comfy):
         return number
 
     return edit
+
+
+def lines(graph, comfy, number, output=4) -> list[str]:
+    show = graph.new("PreviewAny", source=[number, output])[0]
+    return comfy.run(graph)[show]["text"][0].split("\n")
 
 
 def box(left, top, right, bottom, size=(WIDTH, HEIGHT)):
@@ -121,6 +130,63 @@ def test_edit_is_multi_reference_with_the_picture_as_image_1_bit_for_bit(graph, 
     assert torch.equal(got, graph.latents())
 
 
+def test_a_mask_in_mode_edit_changes_nothing_of_what_is_painted_and_holds_nothing(graph, comfy, edit):
+    """It limits the way back alone; one on which nothing is painted is none, whatever its size."""
+    number = edit(mode="edit")
+    whole, source = graph.latents(graph.sampled, [number, 2])
+    number = edit(MASKS["hard"], mode="edit", context=0.5)
+    assert torch.equal(graph.latents(), whole)
+    text = lines(graph, comfy, number)
+    assert text[:2] == ["edit: the whole picture, 256x192, painted at 256x192", "the mask limits what comes back"]
+    image = graph.new("VAEDecode", samples=graph.sampled, vae=edit.vae)
+    back = graph.new("KleinCanvasRestore", image=image, canvas=[number, 3], blend="none")
+    saved = graph.new("SaveImage", images=back, filename_prefix="back")[0]
+    came_back = np.asarray(Image.open(comfy.file(comfy.run(graph)[saved]["images"][0])))
+    original = np.asarray(Image.open(comfy.base / "input" / f"source{WIDTH}x{HEIGHT}.png"))
+    outside = MASKS["hard"] == 0
+    assert np.array_equal(came_back[outside], original[outside]) and not np.array_equal(came_back, original)
+    empty = graph.new("SolidMask", value=0.0, width=64, height=64)
+    number = edit(mode="edit", mask_of=empty)
+    assert lines(graph, comfy, number)[1] == "nothing is painted on the mask, so it is none"
+    assert torch.equal(graph.latents(), whole)
+
+
+def test_outpaint_holds_the_picture_in_every_step_and_paints_what_is_added(graph, edit):
+    number = edit(mode="outpaint", right=64, top=32)
+    source, got = graph.latents([number, 2], graph.sampled)
+    inside = torch.zeros(source.shape[-2:], dtype=torch.bool)
+    inside[2:, :16] = True
+    assert source.shape[-2:] == (14, 20) and torch.equal(got[..., inside], source[..., inside])
+    assert relative(got[..., ~inside], source[..., ~inside]) > 0.1
+
+
+def test_the_negative_gets_the_same_references_each_within_the_same_limit(graph, comfy, edit, pictures):
+    negative = graph.new("KleinPrompt", clip=graph.clip_out, text="blurry")
+    large = graph.new("LoadImage", image=picture(comfy, "large.png", 640, 320, 10))
+    settings = dict(mode="edit", image_2=large, negative=negative, max_megapixels=0.03)
+    number = edit(**settings)
+    assert "image 2: 640x320 to 256x128" in "\n".join(lines(graph, comfy, number))
+    graph.sampler.update(negative=[number, 1], cfg=4.0)
+    both = graph.latents()
+    number = edit(**settings)
+    graph.sampler.update(negative=negative, cfg=4.0)
+    assert relative(graph.latents(), both) > 1e-3  # the negative as it was, without references
+
+
+@pytest.mark.parametrize("mode", ["within_run", "across_runs"])
+def test_kept_keys_of_a_reference_are_those_of_a_fresh_cache_after_another_mask_and_an_interrupt(graph, edit, pictures, mode):
+    def masked(name):
+        edit(MASKS[name], mode="replace", image_2=pictures[0])
+        graph.sampler["model"] = graph.new("KleinReferenceCache", model=graph.model, mode=mode, device="cpu", dtype="model")
+        return graph.latents()
+
+    fresh = masked("hard")
+    other = masked("soft")
+    assert not torch.equal(fresh, other)
+    graph.interrupt_after(2)
+    assert torch.equal(masked("hard"), fresh) and torch.equal(masked("soft"), other)
+
+
 def test_differential_diffusion_keeps_the_hosts_own_path(graph, edit):
     """With the same mask given to the host's own sampler."""
     mask = np.tile(np.linspace(0, 1, WIDTH), (HEIGHT, 1))
@@ -139,11 +205,6 @@ def test_differential_diffusion_keeps_the_hosts_own_path(graph, edit):
     assert relative(ours, theirs) < 1e-6
 
 
-def lines(graph, comfy, number, output=4) -> list[str]:
-    show = graph.new("PreviewAny", source=[number, output])[0]
-    return comfy.run(graph)[show]["text"][0].split("\n")
-
-
 def test_the_report_says_what_is_painted_and_which_picture_has_which_number(graph, comfy, edit, pictures):
     two = graph.new("ImageBatch", image1=pictures[0], image2=pictures[0])
     chain = graph.reference(pictures[1])
@@ -154,6 +215,12 @@ def test_the_report_says_what_is_painted_and_which_picture_has_which_number(grap
     assert text[2:4] == ["image_2 is image 1", "image_3 is images 2 to 3"]
     sizes = [line.split(",")[0] for line in text[4:8]]
     assert sizes == ["image 1: 48x48", "image 2: 96x64", "image 3: 96x64", "image 4: 64x160"]
+    assert not any("so thin" in line for line in text)
+    number = edit(box(100, 80, 101, 81), mode="repaint", left=16)
+    assert lines(graph, comfy, number)[-2:] == [
+        "Warning: left, top, right and bottom count in outpaint only, not in repaint",
+        "Warning: the mask is so thin here that at most 0.39 % of the new shows in any token of 16x16: raise grow or lower context",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +231,7 @@ def test_the_report_says_what_is_painted_and_which_picture_has_which_number(grap
         (dict(mode="outpaint"), "outpaint has 0 pixels at all four sides"),
         (dict(mode="outpaint", left=8192, right=8192), "The picture would be larger than 16384 pixels a side"),
         (dict(mode="edit", context=-0.5), "context is -0.5, expected 0 or more, or -1 for the whole picture"),
+        (dict(mode="edit", batch=2), "The image is a batch of 2 pictures, expected one: choose one"),
     ],
 )
 def test_what_cannot_be_edited_is_refused_in_one_sentence_and_the_queue_goes_on(graph, comfy, edit, settings, sentence):

@@ -124,8 +124,26 @@ def test_an_enlarged_result_is_brought_back_and_one_of_another_shape_refused():
         ValueError, match="^The image is 128x64, but the canvas 64x64: connect what was made on this canvas, whole.$"
     ):
         bring_back(flat(64, 128), area, "none", "off", "off")
+    with pytest.raises(ValueError, match="^The image is 16x16, but the canvas 64x64: connect what was made on this canvas"):
+        bring_back(flat(16, 16), area, "none", "off", "off")
     with pytest.raises(ValueError, match="^The image holds NaN or infinity, expected colours: change the node that made it.$"):
         bring_back(flat() * float("nan"), area, "none", "off", "off")
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_a_picture_in_half_precision_is_brought_back(blend):
+    area = region(flat(), hole(), "repaint", WHOLE, 0, 3, 1.0, NONE)
+    out, _, _ = bring_back(flat(colour=(0.25, 0.5, 0.75)).half(), area, blend, "match", "off")
+    assert out.dtype == torch.float32 and torch.equal(out[0][~area.mask], area.picture[0][~area.mask])
+
+
+def test_an_image_made_on_the_canvas_of_another_picture_is_told_from_a_model_that_drifts():
+    area = region(flat(), hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    made = torch.cat([flat(colour=(0.26, 0.44, 0.62)), flat(colour=(0.9, 0.1, 0.1))])
+    assert "Warning" not in bring_back(made[:1], area, "none", "off", "off")[2]
+    *_, last = bring_back(made, area, "none", "off", "off")[2].split("\n")
+    assert last.startswith("Warning: outside the mask the image differs by delta E ")
+    assert last.endswith(" on the mean, as another picture would: see that it was made on this canvas")
 
 
 def test_a_canvas_of_another_aspect_is_returned_as_it_is_with_a_line():

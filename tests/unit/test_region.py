@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from klein.pictures.masks import bounds, grown, ramp
-from klein.pictures.region import ENOUGH, MOST, WHOLE, chosen, layout, region
+from klein.pictures.references import LARGEST
+from klein.pictures.region import ENOUGH, MOST, WHOLE, chosen, layout, region, whole
 from klein.pictures.sizing import GRID, MEGAPIXEL, fit
 
 NONE = (0, 0, 0, 0)
@@ -59,8 +60,8 @@ def test_a_region_is_never_enlarged_more_than_8_times_and_small_ones_to_a_quarte
     for picture, box, context, limit in cases():
         (left, top, right, bottom), size = layout(box, picture, context, limit)
         sides, enough = (right - left, bottom - top), min(ENOUGH, limit) * MEGAPIXEL
-        for made, side, whole in zip(size, sides, picture):
-            assert made <= MOST * side + GRID / 2 or side == whole
+        for made, side in zip(size, sides):
+            assert made <= max(MOST * side, GRID)
         if min(picture) >= 64 and max(sides) < min(picture):
             assert size[0] * size[1] >= 0.8 * enough
         if sides[0] * sides[1] > 1.2 * enough:
@@ -102,6 +103,42 @@ def test_the_whole_picture_lies_as_a_reference_does_and_is_never_enlarged():
     image = torch.rand(1, 70, 90, 3)
     one = area(image, blot(70, 90, (3, 3, 9, 9)), context=WHOLE)
     assert one.box == (0, 0, 90, 70) and one.size == fit((90, 70)).size
+
+
+def test_no_whole_picture_is_painted_above_the_limit_and_only_what_rounding_puts_above_it_is_smaller_than_a_reference():
+    rng, smaller = random.Random(11), 0
+    for _ in range(400):
+        picture, limit = (rng.randint(1, 8192), rng.randint(1, 1024)), rng.choice([0.001, 0.01, 0.25, 1.0, 4.0])
+        size, reference = whole(picture, limit), fit(picture, "exact", limit).size
+        assert size[0] * size[1] <= limit * MEGAPIXEL or max(size) == GRID
+        if reference[0] * reference[1] <= limit * MEGAPIXEL:
+            assert size == reference
+        else:
+            smaller += 1
+            assert min(size) < 10 * GRID or size[0] * size[1] >= 0.85 * limit * MEGAPIXEL
+    assert smaller > 50
+    image = torch.zeros(1, 128, 1024, 3)
+    assert fit((1024, 128), "exact", 0.0625).size == (720, 96) and whole((1024, 128), 0.0625) == (704, 80)
+    assert area(image, None, "edit", megapixels=0.0625).size == whole((1024, 128), 0.0625)
+    assert area(image, blot(128, 1024, (0, 0, 9, 9)), context=WHOLE, megapixels=0.0625).size == whole((1024, 128), 0.0625)
+
+
+def test_a_mask_in_mode_edit_does_not_narrow_what_is_seen():
+    one = area(torch.rand(1, 700, 900, 3), blot(700, 900, (300, 200, 320, 240)), "edit")
+    assert one.box == (0, 0, 900, 700) and one.mask.sum() == 20 * 40
+
+
+@pytest.mark.parametrize("grey, painted", [(0.49, False), (0.5, True), (1.0, True)])
+def test_half_grey_and_lighter_is_painted(grey, painted):
+    mask = torch.full((1, 48, 64), 0.0)
+    mask[0, 10, 20] = grey
+    assert (chosen(mask, (64, 48)) is not None) == painted
+
+
+def test_a_narrow_picture_is_enlarged_only_as_far_as_its_longer_side_allows():
+    for picture in ((6000, 4), (4000, 1), (16384, 1)):
+        (left, top, right, bottom), size = layout((0, 0, *picture), picture, 0.5, 1.0)
+        assert (right - left, bottom - top) == picture and max(size) <= LARGEST and min(size) == GRID
 
 
 def test_every_token_that_the_mask_touches_is_painted_by_its_share_and_no_other():
@@ -155,6 +192,13 @@ def test_an_edge_of_the_picture_is_no_edge_of_the_mask():
     assert (ramp(full, 8) == 1).all() and grown(full, 9).all()
 
 
+def test_what_is_added_to_a_transparent_picture_is_seen():
+    image = torch.rand(1, 48, 64, 4)
+    image[..., 3] = 0
+    one = area(image, None, "outpaint", margins=(0, 0, 32, 0))
+    assert (one.picture[:, :, 64:, 3] == 1).all() and torch.equal(one.picture[:, :, :64], image)
+
+
 def test_outpaint_adds_pixels_that_the_mask_covers_and_the_picture_stays_beside_them():
     image = torch.rand(1, 48, 64, 3)
     one = area(image, None, "outpaint", context=WHOLE, margins=(16, 0, 32, 8))
@@ -177,7 +221,7 @@ def test_a_mask_on_which_nothing_is_painted_is_none_whatever_its_size(size):
         (dict(mask=None), "repaint needs a mask of what to paint, and none is painted: paint one, or use mode edit."),
         (dict(mask=torch.zeros(1, 64, 64), mode="replace"), "replace needs a mask"),
         (dict(mask=torch.ones(1, 64, 64)), "The mask is 64x64 and the picture 64x48, expected the same size"),
-        (dict(mask=torch.full((1, 48, 64), float("nan"))), "holds NaN, expected masks x height x width"),
+        (dict(mask=torch.full((1, 48, 64), float("nan"))), "holds NaN or infinity, expected masks x height x width"),
         (dict(mask=torch.ones(0, 48, 64)), "The mask is a tensor of 0x48x64"),
         (dict(mode="outpaint"), "outpaint has 0 pixels at all four sides: set left, top, right or bottom"),
         (dict(mode="outpaint", margins=(8192, 0, 8192, 0)), "The picture would be larger than 16384 pixels a side"),
