@@ -2,10 +2,13 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
+from skimage.color import deltaE_ciede2000, rgb2lab
 
-from klein.pictures.paste import BLENDS, bring_back, differences, paste, percent, seam
+from klein.pictures.colour import fit_colours
+from klein.pictures.paste import BLENDS, Figures, bring_back, differences, figured, paste, percent, seam
 from klein.pictures.region import WHOLE, region
 from klein.pictures.sizing import Canvas, fit, keeps_aspect, restore
 
@@ -163,6 +166,66 @@ def test_a_canvas_without_its_picture_cannot_match_colours():
         ValueError, match="^colour and keep need the picture that was edited, which only Klein Edit's canvas has"
     ):
         bring_back(torch.rand(1, 64, 64, 3), fit((64, 64)), "feather", "match", "off")
+
+
+def toned_with_another_thing(generator):
+    """A picture of flat blocks, and the same as a model may have it: other tones, a few wild pixels at the left outside the
+    mask, another thing under it."""
+    source = torch.rand(1, 8, 8, 3, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2) * 0.8 + 0.1
+    made = source**1.1 * 0.97 + 0.01
+    made[:, 16:40, 20:44] = torch.tensor([0.9, 0.1, 0.1])
+    made[:, 60:, 0] = torch.tensor([0.0, 0.0, 1.0])
+    return source, made
+
+
+def test_the_figures_are_those_of_numpy_and_scikit_image_outside_the_mask_alone():
+    source, made = toned_with_another_thing(torch.Generator().manual_seed(2))
+    area = region(source, hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    made[:, 16:20, 20:44] = source[:, 16:20, 20:44]  # painted as it was: identical, though under the mask
+    _, _, figures = paste(made, area, "none", "off", "off")
+    apart = deltaE_ciede2000(*(rgb2lab(each[0].double().numpy()) for each in (source, made)))[~area.mask.numpy()]
+    assert figures.drift[0] == pytest.approx(apart.mean(), rel=1e-3)
+    assert figures.drift[1] == pytest.approx(np.percentile(apart, 99, method="inverted_cdf"), rel=1e-3)
+    assert np.median(apart) < 0.9 * figures.drift[1] < 0.5 * apart.max()
+    assert figures.identical == pytest.approx(1 - 20 * 24 / 4096)
+
+
+def test_colours_are_fitted_on_what_the_mask_leaves_and_the_match_is_measured_after_it():
+    """What is painted under the mask has no say, however far it is from what was there."""
+    source, made = toned_with_another_thing(torch.Generator().manual_seed(3))
+    area = region(source, hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    out, _, figures = paste(made, area, "none", "match", "off")
+    another = made.clone()
+    another[:, 16:40, 20:44] = torch.tensor([0.1, 0.9, 0.2])
+    assert paste(another, area, "none", "match", "off")[2].matched == figures.matched
+    matched = fit_colours(made[0], source[0], ~area.mask)(made)
+    assert figures.matched == differences(source, matched, ~area.mask) and figures.matched[0] < 0.5 * figures.drift[0]
+    assert torch.equal(out[0][area.mask], matched[0][area.mask])
+    plain = paste(made, area, "none", "off", "off")[0]
+    assert not torch.equal(out, plain) and paste(made, area, "none", "off", "off")[2].matched is None
+
+
+def test_each_figure_has_its_line():
+    figures = Figures((2.5, 9.25), (0.5, 3.75), 0.75, (12.0, 3.0), 4.5)
+    mask = torch.zeros(10, 10, dtype=torch.bool)
+    mask[:2] = True
+    assert figured(figures, mask) == [
+        "may have changed: 20.00 % of the picture, which differs by more than delta E 4.5",
+        "identical to the source: 75.00 % of the pixels",
+        "outside the mask the model itself drifted by delta E 2.50 (99th percentile 9.25)",
+        "after the colours were matched: 0.50 (3.75)",
+        "seam: steps of 12.0 levels across it, 3.0 beside it",
+    ]
+    assert figured(Figures(None, None, 1.0, None, None), ~mask & mask) == [
+        "may have changed: 0 % of the picture",
+        "identical to the source: 100 % of the pixels",
+    ]
+
+
+def test_from_a_plain_canvas_all_may_have_changed():
+    out, found, text = bring_back(torch.rand(2, 64, 96, 3), fit((90, 70)), "feather", "off", "off")
+    assert out.shape == (2, 70, 90, 3) and torch.equal(found, torch.ones(2, 70, 90))
+    assert text == "canvas 96x64, brought back to 90x70"
 
 
 def test_large_pictures_are_measured_at_a_part_of_their_pixels():
