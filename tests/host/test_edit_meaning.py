@@ -104,9 +104,9 @@ def one_of_two(rng: random.Random):
             return shown, place, colour, replace(shown, things=tuple(new if thing is old else thing for thing in shown.things))
 
 
-@pytest.mark.parametrize("asked, bound", [("result", 0.9), pytest.param("colour", 0.7, marks=pytest.mark.long)])
-def test_repaint_changes_the_thing_under_the_mask_and_no_pixel_of_the_other(comfy, count, asked, bound):
-    """Asked for by a caption of the result; "image 1 but green" was not trained for one of two things (tiny/README.md)."""
+@pytest.mark.parametrize("asked", ["colour", pytest.param("result", marks=pytest.mark.long)])
+def test_repaint_changes_the_thing_under_the_mask_and_no_pixel_of_the_other(comfy, count, asked):
+    """Asked for as "image 1 but green", and by a caption of the result."""
     rng, words = random.Random(41), random.Random(1)
     cases = [one_of_two(rng) for _ in range(count)]
     edits = [
@@ -119,7 +119,7 @@ def test_repaint_changes_the_thing_under_the_mask_and_no_pixel_of_the_other(comf
         for old, place, colour, new in cases
     ]
     found = run(comfy, edits)
-    assert share([image for image, _ in found], [new for *_, new in cases]) >= bound
+    assert share([image for image, _ in found], [new for *_, new in cases]) >= 0.9
     assert share([image for image, _ in found], [old for old, *_ in cases]) <= 0.1
     for (image, changed), (old, place, *_) in zip(found, cases):
         outside = ~half(place)
@@ -158,17 +158,20 @@ CUT = {"left": np.s_[:, :48], "right": np.s_[:, 16:], "top": np.s_[:48], "bottom
 
 
 def test_outpaint_continues_the_ground_and_keeps_the_picture(comfy, count):
-    """At the seam, against the same strip of a picture painted from the same prompt, set beside the source."""
+    """At the seam, against the same strip of a picture painted from the same prompt, set beside the source: both hard, so
+    that no feather hides what does not fit."""
     rng = random.Random(43)
     scenes = [world.draw(lambda rng: world.unseen_scene(rng, 1), lambda s: s.place != "center", rng) for _ in range(count)]
     prompts = [world.caption(scene, rng) for scene in scenes]
     edits = [
         Edit(
-            prompt, world.render(scene)[CUT[scene.place]], "outpaint", settings={world.OPPOSITE[scene.place]: 16, "grow": 2, "feather": 2},
-            back={"blend": "feather"},
+            prompt,
+            world.render(scene)[CUT[scene.place]],
+            "outpaint",
+            settings={world.OPPOSITE[scene.place]: 16},
         )
         for prompt, scene in zip(prompts, scenes)
-    ]  # fmt: skip
+    ]
     images = [image for image, _ in run(comfy, edits)]
     assert share(images, scenes) >= 0.9
     renders = paint(comfy, [world.Task(prompt, (), scene, "text", 0) for prompt, scene in zip(prompts, scenes)])
@@ -178,7 +181,7 @@ def test_outpaint_continues_the_ground_and_keeps_the_picture(comfy, count):
         whole[CUT[scene.place]] = world.render(scene)[CUT[scene.place]]
         ours.append(seam(image, scene.place))
         pasted.append(seam(whole, scene.place))
-        kept = {"left": np.s_[:, :46], "right": np.s_[:, 18:], "top": np.s_[:46], "bottom": np.s_[18:]}[scene.place]
+        kept = CUT[scene.place]
         assert np.array_equal(bytes_of(image)[kept], bytes_of(world.render(scene))[kept])
     assert np.mean(ours) < np.mean(pasted), (np.mean(ours), np.mean(pasted))
 

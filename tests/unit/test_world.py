@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,22 @@ def test_a_picture_without_a_thing_shows_the_others_and_its_prompt_names_the_one
             assert gone.shape not in [left.shape for left in task.result.things]
         assert judge(task.pictures()[0], task.result).all
         assert not judge(task.pictures()[1], task.result).all
+
+
+def test_both_things_of_a_picture_take_the_one_colour_that_is_asked_for_and_nothing_else_changes():
+    rng = random.Random(14)
+    for _ in range(200):
+        task = world.recolor_both_task(rng)
+        (reference,) = task.references
+        (colour,) = {thing.colour for thing in task.result.things}
+        assert colour in task.prompt.split() and colour not in (reference.ground, *(thing.colour for thing in reference.things))
+        assert "object" not in task.prompt
+        as_before = (replace(new, colour=old.colour) for new, old in zip(task.result.things, reference.things, strict=True))
+        assert replace(task.result, things=tuple(as_before)) == reference
+        assert judge(task.pictures()[0], task.result).all
+        for only in (0, 1):  # a picture of which one thing alone is recoloured
+            things = [new if i == only else old for i, (new, old) in enumerate(zip(task.result.things, reference.things))]
+            assert not judge(world.render(replace(reference, things=tuple(things))), task.result).colour
 
 
 def test_a_repainted_picture_is_its_reference_but_for_one_thing():

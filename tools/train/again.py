@@ -12,7 +12,7 @@ from . import flow, text, vae
 from .export import TINY
 from .parts import WORK, Average, made_from, optimisers
 
-MORE = 3600
+MORE = 2000
 
 
 def main() -> None:

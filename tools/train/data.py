@@ -20,12 +20,15 @@ from . import text, vae, world
 from .parts import SEED, WORK, made_from
 
 SCENES, TASKS, MASKED = 12000, 6000, 1000
-EDITS = {"without": 8000, "repaint": 1200, "outpaint": 1200}  # 1200 pictures of two things are learned by heart
+EDITS = {"without": 8000, "repaint": 1200, "outpaint": 1200, "recolor both": 3000}  # 1200 are learned by heart
 CAPTIONS = 2  # of each scene
 REAL = 6  # tokens of a prompt that stand for all of them, where not all are taken
 BATCH = 2200  # tokens of text and pictures
 FIRST = {"text": 0.56, "one": 0.11, "two": 0.26, "masked": 0.07}  # while pictures are small
-SHARES = {"text": 0.4, "one": 0.06, "two": 0.08, "masked": 0.03, "without": 0.35, "repaint": 0.05, "outpaint": 0.03}
+SHARES = {
+    "text": 0.4, "one": 0.06, "two": 0.08, "masked": 0.03,
+    "without": 0.25, "repaint": 0.06, "outpaint": 0.04, "recolor both": 0.08,
+}  # fmt: skip
 
 
 class Text(NamedTuple):

@@ -89,7 +89,7 @@ def figures(comfy) -> dict:
     for mode, cache in (("plain", "off"), ("cached", "within_run")):
         for kind, tasks in edits.items():
             measure(f"{kind}, 4 steps, {mode}", tasks, cache=cache)
-    for kind in ("without", "repaint"):
+    for kind in ("without", "repaint", "recolor both"):
         judged(f"floor: {kind}, image 1 as it is", [world.render(task.references[0]) for task in edits[kind]], edits[kind])
     for size in ((64, 128), (96, 96), (128, 128)):
         for name, tasks in (("text", text), ("one reference", one), ("two references", two), ("without", edits["without"])):

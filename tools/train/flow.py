@@ -114,6 +114,7 @@ def train(minutes: float) -> bool:
 CURVE = {  # held-out tasks, of which a few are judged while it is trained
     "text": world.unseen_text, "one": lambda rng: world.unseen_task(rng, 1), "two": lambda rng: world.unseen_task(rng, 2),
     "without": lambda rng: world.unseen_edit(rng, "without"), "repaint": lambda rng: world.unseen_edit(rng, "repaint"),
+    "recolor both": lambda rng: world.unseen_edit(rng, "recolor both"),
 }  # fmt: skip
 LARGE = ((128, 128),)
 

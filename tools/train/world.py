@@ -165,8 +165,7 @@ def masked_task(rng: random.Random) -> Task:
     keep = rng.choice(("left", "right") if shown.place in ("left of", "right of") else ("top", "bottom"))
     kind = rng.choice(("recolor", "new background"))
     colour = another_colour(half(shown, keep), rng)
-    prompt = rng.choice([prompt for prompt in PROMPTS[kind] if "object" not in prompt])
-    return Task(prompt.format(colour), (shown,), changed(kind, half(shown, keep), colour), kind, 1, keep)
+    return Task(asked(kind, colour, rng), (shown,), changed(kind, half(shown, keep), colour), kind, 1, keep)
 
 
 def without_task(rng: random.Random) -> Task:
@@ -200,11 +199,23 @@ def outpaint_task(rng: random.Random) -> Task:
     return Task(caption(result, rng), (result,), result, "outpaint", 1, size=size, cut=cut)
 
 
-EDITS = {"without": without_task, "repaint": repaint_task, "outpaint": outpaint_task}
+def recolor_both_task(rng: random.Random) -> Task:
+    """A picture of two things, both in another colour: what a mask over either of them then paints is right."""
+    shown = scene(rng, 2)
+    colour = another_colour(shown, rng)
+    return Task(asked("recolor", colour, rng), (shown,), changed("recolor", shown, colour), "recolor both", 1)
+
+
+EDITS = {"without": without_task, "repaint": repaint_task, "outpaint": outpaint_task, "recolor both": recolor_both_task}
+
+
+def asked(kind: str, colour: str, rng: random.Random) -> str:
+    """Of the whole picture, which may show two things."""
+    return rng.choice([prompt for prompt in PROMPTS[kind] if "object" not in prompt]).format(colour)
 
 
 def another_colour(shown: Scene, rng: random.Random) -> str:
-    return rng.choice([name for name in COLOURS if name not in (shown.ground, shown.things[0].colour)])
+    return rng.choice([name for name in COLOURS if name not in (shown.ground, *(thing.colour for thing in shown.things))])
 
 
 def half(shown: Scene, keep: str) -> Scene:
@@ -215,9 +226,9 @@ def half(shown: Scene, keep: str) -> Scene:
 
 
 def changed(kind: str, shown: Scene, colour: str) -> Scene:
-    """A picture's thing in this colour, or on a ground of it."""
+    """A picture's things in this colour, or on a ground of it."""
     if kind in ("recolor", "shape in color"):
-        return replace(shown, things=(replace(shown.things[0], colour=colour),))
+        return replace(shown, things=tuple(replace(thing, colour=colour) for thing in shown.things))
     return replace(shown, ground=colour)
 
 
