@@ -12,7 +12,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
-from .colour import ColourMap, delta_e, fit_colours, pair
+from .colour import ColourMap, delta_e, fit_colours, pair, uncut
 from .sizing import MEGAPIXEL
 
 SHARPEST = 1.0  # pixels: the least blur, which takes most of a pixel's noise
@@ -45,7 +45,7 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
     made, source = reduced(made), reduced(source)
     # Source to made: where the drift cut colours off at 0 or 1, the way back does not know them. Blurred thereafter, as
     # what is cut off and then blurred is not what is blurred and then cut off.
-    drift = fit_colours(source, made, torch.ones(made.shape[:2], dtype=torch.bool))
+    drift = fit_colours(source, made, uncut(made))
     expected, made, source = blurred(drift(source)), blurred(made), blurred(source)
     apart = delta_e(expected, made)
     if threshold is None:
@@ -53,7 +53,7 @@ def changed(made: Tensor, source: Tensor, threshold: float | None = None) -> Cha
         deviation = 1.4826 * (apart - middle).abs().median()
         threshold = min(max(float(middle + DEVIATIONS * deviation), FLOOR), CAP)
     mask = torch.from_numpy(patches(apart.numpy(), threshold))
-    colours = fit_colours(made, source, ~mask)
+    colours = fit_colours(made, source, ~mask & uncut(made))
     if mask.shape != full:
         mask = F.interpolate(mask[None, None].float(), full, mode="bilinear", align_corners=False)[0, 0] > 0.5
     return Changes(mask, threshold, colours)

@@ -134,15 +134,20 @@ def identity() -> ColourMap:
     return ColourMap(zeros[:, :3], zeros[:, 3:], zeros[:, 0], zeros[:, 0] + 1)
 
 
+def uncut(picture: Tensor) -> Tensor:
+    """(h, w) bool: the pixels of a picture (h, w, 3) with no channel at 0 or 1. Where a drift cut colours off there, what it
+    made says nothing of its curve."""
+    return reduce((picture > 0) & (picture < 1), "h w c -> h w", "prod").bool()
+
+
 def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | None = None) -> ColourMap:
     """The map from colours of `made` to those of `source`, both (h, w, 3) sRGB, by the pixels `where` (h, w) bool that
     should be alike; `weight` (h, w), from 0 on, says how much each of them counts.
 
-    Up to 30 % of them may have changed all the same. Pixels with a channel at 0 or 1 are left out, as what was cut off says
-    nothing of the curve; of the others at most 4999 are looked at, in even steps. Iteratively reweighted least squares with
+    Up to 30 % of them may have changed all the same. At most 4999 are looked at, in even steps. Iteratively reweighted least squares with
     Tukey's biweight (Beaton, Tukey 1974), whose width shrinks as in graduated non-convexity (Blake, Zisserman 1987).
 
-    It is the identity with fewer than 16 usable pixels, when all of those looked at are bit-equal, and when the best map
+    It is the identity with fewer than 16 pixels, when all of those looked at are bit-equal, and when the best map
     would halve or double contrast, or turn it over: that is no drift but an edit of everything. KleinError where a tensor
     holds NaN or has another shape.
     """
@@ -155,11 +160,7 @@ def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | No
     if weight is not None and not (weight.min() >= 0 and weight.max() < math.inf):
         raise KleinError("The weight holds NaN, infinity or negative numbers, expected numbers from 0 on: change its mask.")
 
-    usable = where.bool().clone()
-    for rows in strips(made.shape[0], made.shape[1]):
-        for picture in (made[rows], source[rows]):
-            usable[rows] &= reduce((picture > 0) & (picture < 1), "h w c -> h w", "prod").bool()
-    at = usable.flatten().nonzero()[:, 0]
+    at = where.flatten().nonzero()[:, 0]
     if len(at) > SAMPLES:
         at = at[torch.arange(SAMPLES, device=at.device) * len(at) // SAMPLES]
     x, y = (rearrange(picture, "h w c -> (h w) c")[at].double() for picture in (made, source))

@@ -24,13 +24,15 @@ MOST = 8  # times a region is enlarged
 @dataclass(frozen=True, eq=False)
 class Region:
     """A box of a picture (1, h, w, 3 or 4), scaled to `size` on the grid of tokens. mask (h, w) bool is what may change, grown;
-    None: all of it. feather: pixels of its soft edge."""
+    None: all of it. feather: pixels of its soft edge. margins: how much of the picture, at the left, top, right and bottom,
+    was added to it."""
 
     picture: Tensor
     box: Box
     size: Size
     mask: Tensor | None = None
     feather: int = 0
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def scale(self) -> float:
@@ -45,6 +47,11 @@ class Region:
         """The box of a picture (B, h, w, C) or of a mask (1, h, w)."""
         left, top, right, bottom = self.box
         return of[:, top:bottom, left:right]
+
+    def own(self, of: Tensor) -> Tensor:
+        """What of a picture (h, w, ...) was there before something was added."""
+        left, top, right, bottom = self.margins
+        return of[top : of.shape[0] - bottom, left : of.shape[1] - right]
 
     def pixels(self) -> Tensor:
         """What lies in the box, on the canvas: (1, H, W, 3)."""
@@ -92,7 +99,7 @@ def region(
         box, size = (0, 0, width, height), whole((width, height), max_megapixels)
     else:
         box, size = layout(bounds(mask), (width, height), context, max_megapixels)
-    return Region(image, box, size, mask, feather)
+    return Region(image, box, size, mask, feather, margins)
 
 
 def chosen(mask: Tensor | None, picture: Size) -> Tensor | None:

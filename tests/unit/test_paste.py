@@ -7,7 +7,8 @@ import pytest
 import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from klein.pictures.colour import fit_colours
+from klein.pictures.colour import delta_e, fit_colours, uncut
+from klein.pictures.masks import ramp
 from klein.pictures.paste import BLENDS, Figures, bring_back, differences, figured, paste, percent, seam
 from klein.pictures.region import WHOLE, region
 from klein.pictures.sizing import Canvas, fit, keeps_aspect, restore
@@ -198,11 +199,106 @@ def test_colours_are_fitted_on_what_the_mask_leaves_and_the_match_is_measured_af
     another = made.clone()
     another[:, 16:40, 20:44] = torch.tensor([0.1, 0.9, 0.2])
     assert paste(another, area, "none", "match", "off")[2].matched == figures.matched
-    matched = fit_colours(made[0], source[0], ~area.mask)(made)
+    matched = fit_colours(made[0], source[0], ~area.mask & uncut(made[0]))(made)
     assert figures.matched == differences(source, matched, ~area.mask) and figures.matched[0] < 0.5 * figures.drift[0]
     assert torch.equal(out[0][area.mask], matched[0][area.mask])
     plain = paste(made, area, "none", "off", "off")[0]
     assert not torch.equal(out, plain) and paste(made, area, "none", "off", "off")[2].matched is None
+
+
+def product(generator):
+    """On pure white, as shops have it: an object outside the mask, and the same as a model may have it."""
+    source = flat(128, 128, (1.0, 1.0, 1.0))
+    source[:, 8:40, 8:60] = torch.tensor([0.6, 0.3, 0.2])
+    source[:, 40:60, 8:60] = torch.tensor([0.2, 0.4, 0.5])
+    made = 0.92 * source + 0.01 + 0.005 * torch.randn(source.shape, generator=generator)
+    return source, made
+
+
+def test_a_pure_white_ground_comes_back_white_under_the_mask_too():
+    source, made = product(torch.Generator().manual_seed(5))
+    area = region(source, hole(128, 128, (70, 70, 120, 120)), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    out, _, figures = paste(made, area, "none", "match", "off")
+    assert figures.drift[0] > 3 and figures.matched[0] < 1
+    assert (out[0][area.mask] - 1).abs().max() < 0.02
+
+
+def test_colours_that_no_map_brings_nearer_are_left_as_they_were_made():
+    """On a ground that was cut off at black, the colours of a small thing say nothing."""
+    source, made = flat(colour=(0.0, 0.0, 0.0)), flat(colour=(0.0, 0.0, 0.0))
+    source[:, 50:60, 4:24] = torch.rand(10, 20, 3, generator=torch.Generator().manual_seed(6)) * 0.1 + 0.5
+    made[:, 50:60, 4:24] = source[:, 50:60, 4:24] - 0.08
+    area = region(source, hole(), "repaint", WHOLE, 0, 0, 1.0, NONE)
+    out, _, text = bring_back(made, area, "none", "match", "off")
+    assert torch.equal(out, bring_back(made, area, "none", "off", "off")[0])
+    assert "the colours are left as they were made: no map of them brings what lies outside nearer" in text
+
+
+@pytest.mark.parametrize("box", [(96, 96, 160, 160), (40, 96, 200, 160)])
+@pytest.mark.parametrize("blend, most", [("feather", 2), ("seamless", 0.5)])
+def test_where_the_region_ends_with_its_mask_the_border_is_one_inside_the_picture(box, blend, most):
+    """context 0: nothing of the picture about the mask was made; the border is as soft as with some, and measured."""
+    area = region(flat(256, 256), hole(256, 256, box), "repaint", 0.0, 0, 16, 1.0, NONE)
+    assert any(side == own for side, own in zip(area.box, box))
+    out, _, figures = paste(flat(area.size[1], area.size[0], (0.3, 0.5, 0.7)), area, blend, "off", "off")
+    for inside, outside in (
+        (out[0, 96, 128], out[0, 95, 128]),
+        (out[0, 159, 128], out[0, 160, 128]),
+        (out[0, 128, box[0]], out[0, 128, box[0] - 1]),
+    ):
+        assert 255 * (inside - outside).abs().max() < most
+    assert figures.seam[0] < most
+
+
+def test_with_nothing_about_the_mask_no_colours_are_matched_and_the_report_says_so():
+    """What was asked for would be taken for a drift, and undone."""
+    source = flat(128, 128)
+    source[:, 32:96, 32:96] = torch.tensor([0.7, 0.6, 0.2])
+    made = source.clone()
+    made[:, 32:96, 32:96] = torch.tensor([0.2, 0.6, 0.7])
+    for context, mask in ((0.0, hole(128, 128, (32, 32, 96, 96))), (WHOLE, torch.ones(1, 128, 128))):
+        area = region(source, mask, "repaint", context, 0, 0, 0.015, NONE)
+        out, _, text = bring_back(area.pixels() * 0 + torch.tensor([0.2, 0.6, 0.7]), area, "none", "match", "off")
+        assert (out[0, 64, 64] - torch.tensor([0.2, 0.6, 0.7])).abs().max() < 0.01
+        assert "Warning: nothing about the mask was made, so that its colours cannot be matched: raise context" in text
+
+
+@pytest.mark.parametrize("blend", ["feather", "seamless", "none"])
+def test_nothing_is_left_of_a_thing_that_changed_wherever_the_change_is_found(blend):
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    disc = (y - 64) ** 2 + (x - 64) ** 2 < 30**2
+    source, made = flat(128, 128, (0.8, 0.8, 0.8)), flat(128, 128, (0.8, 0.8, 0.8))
+    source[0][disc], made[0][disc] = torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.8])
+    area = region(source, None, "edit", WHOLE, 16, 16, 1.0, NONE)
+    out, found, text = bring_back(made, area, blend, "match", "unchanged")
+    assert delta_e(out[0], made[0])[disc].mean() < 1 and not found[0, :20].any()
+    assert "outside what changed the model itself drifted by" in text
+
+
+def test_each_patch_of_a_mask_fades_in_over_its_own_thickness():
+    mask = torch.zeros(64, 128, dtype=torch.bool)
+    mask[:, :64] = True
+    mask[20:24, 80:120] = True
+    soft = ramp(mask, 16)
+    assert soft[:, :40].min() == 1 and soft[22, 100] == 1 and soft[20, 100] == 0.5
+    assert torch.equal(ramp(mask[:, 70:], 16), soft[:, 70:])
+
+
+@pytest.mark.parametrize("keep", ["off", "unchanged"])
+def test_what_outpaint_adds_is_what_was_made_and_no_smear_of_the_edge(keep):
+    """Also where it is as flat as the picture's edge, or the feather is wider than the growth."""
+    ground = torch.linspace(0.3, 0.6, 192).expand(96, 192)[..., None].expand(-1, -1, 3)[None].clone()
+    area = region(ground[:, :, :128], None, "outpaint", WHOLE, 0, 64, 1.0, (0, 0, 64, 0))
+    out, found, text = bring_back(ground, area, "feather", "off", keep)
+    assert found[0, :, 128:].all() and torch.equal(out[0, :, 128:], ground[0, :, 128:])
+    assert torch.equal(out[0, :, :128], ground[0, :, :128]) and "identical to the source: 100 % of the pixels" in text
+
+
+def test_an_upscaled_result_may_have_its_sides_rounded():
+    area = region(torch.rand(1, 880, 1184, 3), None, "edit", WHOLE, 0, 0, 1.0, NONE)
+    assert bring_back(torch.rand(1, 1248, 1680, 3), area, "none", "off", "off")[0].shape == (1, 880, 1184, 3)
+    with pytest.raises(ValueError, match="^The image is 1680x1200, but the canvas 1184x880: connect what was made"):
+        bring_back(torch.rand(1, 1200, 1680, 3), area, "none", "off", "off")
 
 
 def test_each_figure_has_its_line():
@@ -212,7 +308,7 @@ def test_each_figure_has_its_line():
     assert figured(figures, mask) == [
         "may have changed: 20.00 % of the picture, which differs by more than delta E 4.5",
         "identical to the source: 75.00 % of the pixels",
-        "outside the mask the model itself drifted by delta E 2.50 (99th percentile 9.25)",
+        "outside what changed the model itself drifted by delta E 2.50 (99th percentile 9.25)",
         "after the colours were matched: 0.50 (3.75)",
         "seam: steps of 12.0 levels across it, 3.0 beside it",
     ]
