@@ -294,6 +294,15 @@ def test_what_outpaint_adds_is_what_was_made_and_no_smear_of_the_edge(keep):
     assert torch.equal(out[0, :, :128], ground[0, :, :128]) and "identical to the source: 100 % of the pixels" in text
 
 
+def test_the_colours_of_a_picture_that_was_made_four_times_as_wide_are_matched_by_what_was_there():
+    generator = torch.Generator().manual_seed(7)
+    truth = torch.rand(1, 12, 48, 3, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2) * 0.8 + 0.1
+    area = region(truth[:, :, :96], None, "outpaint", WHOLE, 0, 0, 1.0, (0, 0, 288, 0))
+    made = truth**1.1 * 0.97 + 0.01
+    out, _, text = bring_back(made, area, "none", "match", "unchanged")
+    assert delta_e(out[0], truth[0]).mean() < 1 < delta_e(made[0], truth[0])[:, 96:].mean()
+
+
 def test_an_upscaled_result_may_have_its_sides_rounded():
     area = region(torch.rand(1, 880, 1184, 3), None, "edit", WHOLE, 0, 0, 1.0, NONE)
     assert bring_back(torch.rand(1, 1248, 1680, 3), area, "none", "off", "off")[0].shape == (1, 880, 1184, 3)
