@@ -20,11 +20,11 @@ FLOW = dict(hidden=256, heads=2, context=192, mlp=768, depth=2, single=4)
 SIDE, SHARE = 2048, 0.05  # of the picture, and of it under the mask
 LARGE = (3000, 4000)
 BACK = (  # the mask, its share of the picture, the blend, and at most: seconds, times the picture, GB
-    *(("a mask of 5 %", 0.05, *way) for way in (("feather", 2, 4, None), ("none", None, None, None))),
-    *(
-        ("a mask of 60 %", 0.6, *way)
-        for way in (("feather", 2, 4, None), ("none", None, None, None), ("seamless", None, None, None))
-    ),
+    ("a mask of 5 %", 0.05, "feather", 2, 4, None),
+    ("a mask of 5 %", 0.05, "none", None, None, None),
+    ("a mask of 60 %", 0.6, "feather", 2, 4, None),
+    ("a mask of 60 %", 0.6, "none", None, None, None),
+    ("a mask of 60 %", 0.6, "seamless", None, None, None),
     ("a mask of 98 %", 0.98, "feather", None, 4, None),
     ("a mask of 1 megapixel", 2**20 / (LARGE[0] * LARGE[1]), "seamless", 5, None, 1),
 )

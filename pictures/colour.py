@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import KleinError
@@ -137,7 +137,7 @@ def identity() -> ColourMap:
 def uncut(picture: Tensor) -> Tensor:
     """(h, w) bool: the pixels of a picture (h, w, 3) with no channel at 0 or 1. Where a drift cut colours off there, what it
     made says nothing of its curve."""
-    return reduce((picture > 0) & (picture < 1), "h w c -> h w", "prod").bool()
+    return ((picture > 0) & (picture < 1)).all(dim=-1)
 
 
 def fit_colours(made: Tensor, source: Tensor, where: Tensor, weight: Tensor | None = None) -> ColourMap:

@@ -30,7 +30,7 @@ BESIDE = 8  # pixels beyond a seam that count as its neighbourhood
 @dataclass(frozen=True)
 class Figures:
     """Of one picture. drift: mean and 99th percentile of CIEDE2000 between the picture and what was painted, outside of what
-    may have changed, before the way back; matched: the same after the colours are matched; identical: share of the picture's
+    may have changed, before the way back; matched: the same after the colours are matched, or drift where no map brings them nearer; identical: share of the picture's
     own pixels that are as they were; seam: mean step, in 8-bit levels, across the mask's border and beside it."""
 
     drift: tuple[float, float] | None
@@ -102,7 +102,10 @@ def paste(image: Tensor, region: Region, blend: str, colour: str, keep: str) -> 
     if colour == "match":
         moved = colours_of(made)
         nearer = differences(source, moved, ~mask)
-        made, matched = (moved, nearer) if not (drift and nearer) or nearer[0] < drift[0] else (made, drift)
+        if drift and nearer and nearer[0] >= drift[0]:
+            matched = drift
+        else:
+            made, matched = moved, nearer
     changing = torch.zeros_like(whole)
     region.crop(changing[None])[0].copy_(mask)
     if blend == "seamless":

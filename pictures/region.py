@@ -96,7 +96,7 @@ def region(
     if mask is not None:
         mask = grown(mask, grow)
     if mask is None or mode == "edit" or context == WHOLE:
-        box, size = (0, 0, width, height), whole((width, height), max_megapixels)
+        box, size = (0, 0, width, height), whole_size((width, height), max_megapixels)
     else:
         box, size = layout(bounds(mask), (width, height), context, max_megapixels)
     return Region(image, box, size, mask, feather, margins)
@@ -135,7 +135,7 @@ def extended(image: Tensor, mask: Tensor | None, margins: tuple[int, int, int, i
     return rearrange(planes, "b c h w -> b h w c"), added if mask is None else F.pad(mask, sides, value=True)
 
 
-def whole(picture: Size, max_megapixels: float) -> Size:
+def whole_size(picture: Size, max_megapixels: float) -> Size:
     """The size of a whole picture on its canvas: a reference's, but never above the limit, which rounding to the grid may
     pass by 2 % there."""
     limit = max_megapixels

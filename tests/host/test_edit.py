@@ -19,23 +19,24 @@ WIDTH, HEIGHT = 256, 192
 
 @pytest.fixture
 def edit(graph, comfy):
-    """edit(mask array (h, w), a box of ones, ...) puts a Klein Edit before the sampler, on a random picture of 256x192."""
+    """edit(mask array (h, w), a box of ones, or a link, ...) puts a Klein Edit before the sampler, on a random picture of
+    256x192, or on a batch of it."""
 
-    def edit(mask=None, size=(WIDTH, HEIGHT), **settings):
+    def edit(mask=None, size=(WIDTH, HEIGHT), batch=1, **settings):
         graph.without_image().prompt["text"] = "A red fox asleep on a mossy stone"
         source = graph.new("LoadImage", image=picture(comfy, f"source{size[0]}x{size[1]}.png", *size, 8))
-        if mask is not None:  # by nodes: newer hosts read 255 of a file as 254
+        if isinstance(mask, list):
+            settings["mask"] = mask
+        elif mask is not None:  # by nodes: newer hosts read 255 of a file as 254
             (top, bottom), (left, right) = ((at.min(), at.max() + 1) for at in mask.nonzero())
             settings["mask"] = graph.new(
                 "MaskComposite", x=int(left), y=int(top), operation="add",
                 destination=graph.new("SolidMask", value=0.0, width=mask.shape[1], height=mask.shape[0]),
                 source=graph.new("SolidMask", value=1.0, width=int(right - left), height=int(bottom - top)),
             )  # fmt: skip
-        if settings.pop("batch", 1) == 2:
-            source = graph.new("ImageBatch", image1=source, image2=source)
+        if batch > 1:
+            source = graph.new("RepeatImageBatch", image=source, amount=batch)
         vae = graph.new("KleinVAELoader", **graph.vae)
-        if "mask_of" in settings:
-            settings["mask"] = settings.pop("mask_of")
         values = {"mode": "repaint", "context": -1.0, "grow": 0, "feather": 0, **settings}
         number = graph.new("KleinEdit", positive=graph.positive, vae=vae, image=source, **values)[0]
         edit.vae, edit.source, edit.mask = vae, source, settings.get("mask")
@@ -145,8 +146,7 @@ def test_a_mask_in_mode_edit_changes_nothing_of_what_is_painted_and_holds_nothin
     original = np.asarray(Image.open(comfy.base / "input" / f"source{WIDTH}x{HEIGHT}.png"))
     outside = MASKS["hard"] == 0
     assert np.array_equal(came_back[outside], original[outside]) and not np.array_equal(came_back, original)
-    empty = graph.new("SolidMask", value=0.0, width=64, height=64)
-    number = edit(mode="edit", mask_of=empty)
+    number = edit(graph.new("SolidMask", value=0.0, width=64, height=64), mode="edit")
     assert lines(graph, comfy, number)[1] == "nothing is painted on the mask, so it is none"
     assert torch.equal(graph.latents(), whole)
 

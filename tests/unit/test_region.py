@@ -8,7 +8,7 @@ import torch
 
 from klein.pictures.masks import bounds, grown, ramp
 from klein.pictures.references import LARGEST
-from klein.pictures.region import ENOUGH, MOST, WHOLE, chosen, layout, region, whole
+from klein.pictures.region import ENOUGH, MOST, WHOLE, chosen, layout, region, whole_size
 from klein.pictures.sizing import GRID, MEGAPIXEL, fit
 
 NONE = (0, 0, 0, 0)
@@ -109,7 +109,7 @@ def test_no_whole_picture_is_painted_above_the_limit_and_only_what_rounding_puts
     rng, smaller = random.Random(11), 0
     for _ in range(400):
         picture, limit = (rng.randint(1, 8192), rng.randint(1, 1024)), rng.choice([0.001, 0.01, 0.25, 1.0, 4.0])
-        size, reference = whole(picture, limit), fit(picture, "exact", limit).size
+        size, reference = whole_size(picture, limit), fit(picture, "exact", limit).size
         assert size[0] * size[1] <= limit * MEGAPIXEL or max(size) == GRID
         if reference[0] * reference[1] <= limit * MEGAPIXEL:
             assert size == reference
@@ -118,9 +118,9 @@ def test_no_whole_picture_is_painted_above_the_limit_and_only_what_rounding_puts
             assert min(size) < 10 * GRID or size[0] * size[1] >= 0.85 * limit * MEGAPIXEL
     assert smaller > 50
     image = torch.zeros(1, 128, 1024, 3)
-    assert fit((1024, 128), "exact", 0.0625).size == (720, 96) and whole((1024, 128), 0.0625) == (704, 80)
-    assert area(image, None, "edit", megapixels=0.0625).size == whole((1024, 128), 0.0625)
-    assert area(image, blot(128, 1024, (0, 0, 9, 9)), context=WHOLE, megapixels=0.0625).size == whole((1024, 128), 0.0625)
+    assert fit((1024, 128), "exact", 0.0625).size == (720, 96) and whole_size((1024, 128), 0.0625) == (704, 80)
+    assert area(image, None, "edit", megapixels=0.0625).size == whole_size((1024, 128), 0.0625)
+    assert area(image, blot(128, 1024, (0, 0, 9, 9)), context=WHOLE, megapixels=0.0625).size == whole_size((1024, 128), 0.0625)
 
 
 def test_a_mask_in_mode_edit_does_not_narrow_what_is_seen():
